@@ -1,0 +1,346 @@
+"""The wire format, version 1: what a producer sends, what a worker answers, and their names.
+
+Owns the field names, defaults and limits of a request and of a result. Everything that enters
+through it is validated here, once, by pydantic. It knows neither Redis nor RQ nor a model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from shoal.errors import InvalidRequest
+
+WIRE_VERSION = 1
+FUNCTION_NAME = "shoal.generate"
+QUEUE_HIGH = "shoal-high"
+QUEUE_DEFAULT = "shoal-default"
+QUEUE_BULK = "shoal-bulk"
+QUEUES = (QUEUE_HIGH, QUEUE_DEFAULT, QUEUE_BULK)
+
+MAX_PROMPT_BYTES = 1_048_576
+MAX_NEW_TOKENS = 131_072
+MAX_REQUESTS_PER_JOB = 1_024
+MAX_SAMPLES = 128
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_TOKEN_ID = 2**31 - 1
+MAX_SEED = 2**63 - 1
+MAX_METADATA_BYTES = 16_384
+MAX_METADATA_LEVELS = 32
+MAX_EXPLAINED_RULES = 8  # A job of a thousand bad requests must not fill Redis with its reasons.
+
+ServiceClass = Literal["interactive", "bulk"]
+FinishReason = Literal["stop", "length", "abort", "deadline"]
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+def _kind_of_prompt(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "token_ids" if isinstance(value, list) else None
+
+
+# Told apart before validation, so that an error speaks of the kind that was given.
+Prompt = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[TokenId], Tag("token_ids")],
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be a string or a list of token ids",
+    ),
+]
+
+
+class _Wire(BaseModel):
+    """Strict types, no unknown fields, no NaN; frozen, because a request is a value."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=False
+    )
+
+
+class SamplingParams(_Wire):
+    """How one request's tokens are chosen. Names and meanings follow vLLM's."""
+
+    max_tokens: int = Field(16, ge=1, le=MAX_NEW_TOKENS, description="new tokens at the most")
+    min_tokens: int = Field(0, ge=0, le=MAX_NEW_TOKENS, description="new tokens before any stop")
+    temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 takes the likeliest token")
+    top_k: int = Field(0, ge=-1, le=MAX_TOKEN_ID, description="likeliest tokens kept; 0 or -1: all")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="probability mass kept, likeliest first")
+    min_p: float = Field(0.0, ge=0.0, le=1.0, description="least share of the likeliest's chance")
+    repetition_penalty: float = Field(
+        1.0, gt=0.0, le=100.0, description="over 1 makes tokens of prompt and completion rarer"
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2.0, le=2.0, description="taken off a token's logit once it was generated"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2.0, le=2.0, description="taken off a token's logit each time it was generated"
+    )
+    stop: list[StopString] = Field(
+        default_factory=list, max_length=MAX_STOP_STRINGS, description="strings that end the text"
+    )
+    stop_token_ids: list[TokenId] = Field(
+        default_factory=list, max_length=MAX_REQUESTS_PER_JOB, description="tokens that end it"
+    )
+    ignore_eos: bool = Field(default=False, description="go on past the model's end token")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="same seed, prompt and worker kind: same text"
+    )
+    n: int = Field(1, ge=1, le=MAX_SAMPLES, description="completions of each prompt")
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="log-probabilities of this many likeliest tokens"
+    )
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
+        default_factory=dict, max_length=MAX_REQUESTS_PER_JOB, description="added to logits"
+    )
+    include_stop_str_in_output: bool = Field(
+        default=False, description="keep the stop string at the end of the text"
+    )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_string(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _json_keys(cls, value: object) -> object:
+        # JSON has no integer keys.
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key: bias
+            for key, bias in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _min_within_max(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            msg = f"min_tokens is {self.min_tokens}; max_tokens allows {self.max_tokens}"
+            raise ValueError(msg)
+        return self
+
+
+class GenerationRequest(_Wire):
+    """One prompt and how to continue it.
+
+    Attributes:
+        prompt: text, or token ids of the worker's tokenizer.
+        id: comes back in the result; a job's own id where it is not given.
+        service_class: chooses the worker's lanes: `interactive` for latency, `bulk` for throughput.
+        model: the model this request is for; None takes whatever the worker serves.
+        deadline: seconds after submission; past it the request ends with what it has.
+        metadata: the caller's own, carried along and never read.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams = Field(default_factory=SamplingParams)
+    id: str | None = Field(None, min_length=1, max_length=256)
+    service_class: ServiceClass = "interactive"
+    model: str | None = Field(None, min_length=1, max_length=1024)
+    deadline: float | None = Field(None, gt=0.0)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_within_limits(cls, value: str | list[int]) -> str | list[int]:
+        if not value:
+            raise ValueError("the prompt is empty; give at least one character or token")
+        try:
+            num_bytes = len(value.encode()) if isinstance(value, str) else 4 * len(value)
+        except UnicodeEncodeError as error:
+            msg = f"the prompt is not valid Unicode text: {error.reason}"
+            raise ValueError(msg) from None
+        if num_bytes > MAX_PROMPT_BYTES:
+            msg = f"the prompt is {num_bytes} bytes; the limit is {MAX_PROMPT_BYTES}"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata_is_small_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not _nests_within(value, MAX_METADATA_LEVELS):
+            msg = f"metadata nests deeper than {MAX_METADATA_LEVELS} levels"
+            raise ValueError(msg)
+        try:
+            num_bytes = len(json.dumps(value, allow_nan=False).encode())
+        except (TypeError, ValueError) as error:
+            msg = f"metadata must be JSON: {error}"
+            raise ValueError(msg) from None
+        if num_bytes > MAX_METADATA_BYTES:
+            msg = f"metadata is {num_bytes} bytes as JSON; the limit is {MAX_METADATA_BYTES}"
+            raise ValueError(msg)
+        return value
+
+
+def _nests_within(value: object, num_levels: int) -> bool:
+    """Whether objects and lists lie in each other at most so many levels deep."""
+    if not isinstance(value, dict | list | tuple):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return num_levels > 0 and all(_nests_within(part, num_levels - 1) for part in inner)
+
+
+class GenerationJob(_Wire):
+    """The one argument of an RQ job: 1..N requests that are committed together."""
+
+    v: Literal[1] = 1
+    requests: list[GenerationRequest] = Field(min_length=1, max_length=MAX_REQUESTS_PER_JOB)
+
+
+class Logprobs(_Wire):
+    """Log-probabilities of one completion, a list entry a token, as OpenAI's completions give them.
+
+    Natural logarithms of the model's own distribution, before penalties, temperature and top-k.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+
+
+class Completion(_Wire):
+    """One completion. `token_ids` holds what was generated, an end token included."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: Logprobs | None = None
+
+
+class Usage(_Wire):
+    """Tokens read and made, as OpenAI counts them: the prompt once, all completions."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timing(_Wire):
+    """Seconds from submission to the first prefill, through it, and from first token to last."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class ResultError(_Wire):
+    """Why a request has no completion."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class GenerationResult(_Wire):
+    """What became of one request: completions or an error, never neither."""
+
+    id: str
+    completions: list[Completion] = Field(default_factory=list)
+    usage: Usage = Field(default_factory=lambda: Usage(prompt_tokens=0, completion_tokens=0))
+    model: str = ""
+    fingerprint: str = ""
+    timing: Timing = Field(default_factory=lambda: Timing(queue_s=0.0, prefill_s=0.0, decode_s=0.0))
+    error: ResultError | None = None
+    prompt: str | list[int] | None = Field(None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _never_neither(self) -> Self:
+        if not self.completions and self.error is None:
+            raise ValueError("a result has completions or an error; this one has neither")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The first completion's text; empty where there is none."""
+        return self.completions[0].text if self.completions else ""
+
+
+class JobResult(_Wire):
+    """The return value of an RQ job: one result for each request, in the job's order."""
+
+    v: Literal[1] = 1
+    results: list[GenerationResult]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], data: object) -> Model:
+    """`data` as a `model`, or `InvalidRequest` with the broken rules in one message."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InvalidRequest(explain(error, model)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The broken rules as 'field value: rule', joined by semicolons; the first few of many."""
+    details = error.errors()
+    rules = [_explain_one(detail, model) for detail in details[:MAX_EXPLAINED_RULES]]
+    num_more = len(details) - len(rules)
+    return "; ".join(rules) + (f"; and {num_more} more" if num_more else "")
+
+
+def _explain_one(detail: Any, model: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return _unknown_field(detail["loc"], model)
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{location}: {message}" if location else message
+    if detail["type"] == "missing":
+        return f"{location} is missing"
+    return f"{location or model.__name__} is {_shortened(detail['input'])}: {message}"
+
+
+def _unknown_field(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    name = str(location[-1])[:60]
+    known = _fields_at(location[:-1], model)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(known)}"
+    return f"unknown field {name!r}; {hint}"
+
+
+def _fields_at(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    if location and location[-1] == "sampling":
+        model = SamplingParams
+    elif "requests" in location:
+        model = GenerationRequest
+    return list(model.model_fields)
+
+
+class _Short(reprlib.Repr):
+    """`repr` for values of any size: it reads no more of a value than it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write out a number of thousands of digits.
+        return super().repr_int(x, level) if x.bit_length() < 1024 else "a huge number"
+
+
+def _shortened(value: object, max_chars: int = 60) -> str:
+    text = _Short().repr(value)
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
