@@ -1,0 +1,405 @@
+"""A request as an RQ job and back: the commands that enqueue it, and what its job's state means.
+
+Owns the job's options (ids, retries, time-outs, meta), the packing of requests into jobs and the
+reading of RQ's status and result stream. It builds commands and reads replies; it sends nothing, so
+the blocking and the asyncio client share all of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from redis import Redis
+from rq import Queue, Retry
+from rq.defaults import RQ_KEY_PREFIX
+from rq.job import Job as RQJob
+from rq.queue import EnqueueData
+from rq.results import Result
+from rq.serializers import JSONSerializer
+
+from shoal.errors import (
+    Cancelled,
+    Expired,
+    GenerationFailed,
+    InvalidRequest,
+    ModelMismatch,
+    PromptTooLong,
+    ShoalError,
+)
+from shoal.wire import (
+    FUNCTION_NAME,
+    MAX_REQUESTS_PER_JOB,
+    QUEUE_DEFAULT,
+    GenerationJob,
+    GenerationRequest,
+    GenerationResult,
+    JobResult,
+    ResultError,
+    SamplingParams,
+    parse,
+)
+
+DEFAULT_RESULT_TTL_S = 86_400
+FAILURE_TTL_S = 7 * 86_400
+MAX_RETRIES = 3
+MAX_PACK_REQUESTS = 32
+MAX_PACK_BYTES = 524_288
+MAX_INDEX_DIGITS = len(str(MAX_REQUESTS_PER_JOB))
+BYTES_PER_TOKEN = 4  # English text in a byte-level BPE; only free capacity is counted with it.
+
+Command = tuple[Any, ...]
+
+# Enqueueing is not idempotent, and a lost reply makes every client send again. So a job's commands
+# run only while its hash does not exist: the second sending finds it and does nothing.
+# ARGV: the number of a command's words, then the words, and so on.
+ENQUEUE_ONCE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local at = 1
+while at <= #ARGV do
+  local last = at + tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, last))
+  at = last + 1
+end
+return 1
+"""
+
+# Marks one request of a job as cancelled; the worker reads the marks when it renews its leases.
+# A job of one request is cancelled by RQ instead.
+CANCEL_REQUEST = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return 1
+"""
+CANCEL_TTL_S = 86_400
+
+# When each result goes, or went: the worker notes it, and keeps the note for a day longer.
+EXPIRIES_KEY = f"{RQ_KEY_PREFIX}:shoal:expiries"
+
+FINAL_STATUSES = frozenset({"finished", "failed", "canceled", "stopped"})
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """Names one request: the RQ job it travels in and its place there.
+
+    Attributes:
+        num_requests: of the whole job; a job of one request has a handle equal to the job's id.
+    """
+
+    job_id: str
+    index: int = 0
+    num_requests: int = 1
+
+    def __str__(self) -> str:
+        return self.job_id if self.num_requests == 1 else f"{self.job_id}:{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> Handle:
+        """Read `JOB_ID` or `JOB_ID:INDEX`.
+
+        Raises:
+            InvalidRequest: it is neither.
+        """
+        job_id, colon, index = text.partition(":")
+        well_formed = job_id.replace("-", "").replace("_", "").isalnum() and job_id.isascii()
+        if colon:
+            is_number = index.isascii() and index.isdecimal() and len(index) <= MAX_INDEX_DIGITS
+            well_formed = well_formed and is_number
+        if not well_formed:
+            raise InvalidRequest(f"{text!r} is no job id; job ids look like 3f2a or 3f2a:7")
+        if not colon:
+            return cls(job_id)
+        # The exact number does not matter here: over one is what makes the index part of the name.
+        return cls(job_id, int(index), num_requests=max(2, int(index) + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingJob:
+    """A job ready to be enqueued: its id, its requests and the commands that write it."""
+
+    job_id: str
+    queue: str
+    requests: tuple[GenerationRequest, ...]
+    result_ttl_s: int
+    commands: tuple[Command, ...]
+
+    @property
+    def key(self) -> str:
+        """The key of the job's hash."""
+        return RQJob.key_for(self.job_id)
+
+    @property
+    def script_args(self) -> list[Any]:
+        """The commands as the flat arguments of `ENQUEUE_ONCE`."""
+        return [word for command in self.commands for word in (len(command), *command)]
+
+    @property
+    def handles(self) -> list[Handle]:
+        """One handle a request, in order."""
+        return [Handle(self.job_id, i, len(self.requests)) for i in range(len(self.requests))]
+
+
+def make_request(
+    prompt: str | list[int],
+    sampling: SamplingParams | None = None,
+    *,
+    fields: Mapping[str, object] | None = None,
+    **options: object,
+) -> GenerationRequest:
+    """A validated request from a prompt and either a SamplingParams or sampling fields.
+
+    Raises:
+        InvalidRequest: a field is unknown, of the wrong type or out of range.
+    """
+    if sampling is not None and fields:
+        names = ", ".join(sorted(fields))
+        raise InvalidRequest(f"give sampling or single fields, not both (got sampling and {names})")
+    if sampling is not None and not isinstance(sampling, SamplingParams):
+        raise InvalidRequest(f"sampling is a {type(sampling).__name__}; give a SamplingParams")
+    params = sampling or parse(SamplingParams, dict(fields or {}))
+    given = {name: value for name, value in options.items() if value is not None}
+    return parse(GenerationRequest, {"prompt": prompt, "sampling": params, **given})
+
+
+def as_requests(
+    prompts: Iterable[str | list[int] | GenerationRequest],
+    sampling: SamplingParams | None,
+    sampling_fields: Mapping[str, object],
+) -> Iterator[GenerationRequest]:
+    """Requests from prompts that share their sampling; what is a request already stays as it is."""
+    for prompt in prompts:
+        if isinstance(prompt, GenerationRequest):
+            yield prompt
+        else:
+            yield make_request(prompt, sampling, fields=sampling_fields)
+
+
+def pack_size(max_in_flight: int) -> int:
+    """Requests a job, for a window of so many requests: eight jobs or more keep workers fed."""
+    return max(1, min(MAX_PACK_REQUESTS, max_in_flight // 8))
+
+
+def new_job_id(idempotency_key: str | None = None) -> str:
+    """A job id of the producer's own: random, or always the same for one idempotency key."""
+    if idempotency_key is None:
+        return uuid.uuid4().hex
+    return "idem-" + hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
+
+
+def outgoing_job(
+    requests: Sequence[GenerationRequest],
+    *,
+    queue: str = QUEUE_DEFAULT,
+    job_id: str | None = None,
+    result_ttl_s: int = DEFAULT_RESULT_TTL_S,
+    stream: bool = False,
+) -> OutgoingJob:
+    """The RQ job of these requests, written by RQ's own code into commands not yet sent."""
+    if not queue or not queue.isprintable() or queue != queue.strip():
+        raise InvalidRequest(f"queue is {queue!r}; give a name such as {QUEUE_DEFAULT}")
+    if type(result_ttl_s) is not int or result_ttl_s < 1:
+        raise InvalidRequest(f"result_ttl is {result_ttl_s!r}; it is whole seconds, at least 1")
+    job_id = job_id or new_job_id()
+    job = parse(GenerationJob, {"requests": list(requests)})
+    data = Queue.prepare_data(
+        FUNCTION_NAME,
+        args=({"v": job.v, **job.model_dump(mode="json", exclude_defaults=True)},),
+        timeout=-1,  # A deadline is a request's own; RQ's would count the wait in the lane.
+        result_ttl=result_ttl_s,
+        failure_ttl=FAILURE_TTL_S,
+        description=_description(job),  # RQ's default would put the prompt into logs.
+        job_id=job_id,
+        meta=_meta(job, stream=stream),
+        retry=Retry(max=MAX_RETRIES),
+    )
+    commands = _enqueue_commands(queue, data)
+    return OutgoingJob(job_id, queue, tuple(job.requests), result_ttl_s, commands)
+
+
+def _enqueue_commands(queue_name: str, data: EnqueueData) -> tuple[Command, ...]:
+    queue = Queue(queue_name, connection=_offline(), serializer=JSONSerializer)
+    queue.redis_server_version = (7, 0, 0)  # Else RQ asks the server; enqueueing does not use it.
+    pipeline = _offline().pipeline()
+    queue.enqueue_many([data], pipeline=pipeline)
+    return tuple(tuple(args) for args, _options in pipeline.command_stack)
+
+
+@lru_cache
+def _offline() -> Redis:
+    """A client that never connects: its pipelines only collect what RQ writes."""
+    return Redis()
+
+
+def pack(
+    requests: Iterable[GenerationRequest], max_requests: int = MAX_PACK_REQUESTS
+) -> Iterator[list[GenerationRequest]]:
+    """Group requests, in order, into jobs of bounded count and size."""
+    group: list[GenerationRequest] = []
+    num_bytes = 0
+    for request in requests:
+        size = prompt_bytes(request)
+        if group and (len(group) >= max_requests or num_bytes + size > MAX_PACK_BYTES):
+            yield group
+            group, num_bytes = [], 0
+        group.append(request)
+        num_bytes += size
+    if group:
+        yield group
+
+
+def prompt_bytes(request: GenerationRequest) -> int:
+    """The prompt's size: UTF-8 bytes of text, four bytes a token."""
+    prompt = request.prompt
+    return len(prompt.encode()) if isinstance(prompt, str) else BYTES_PER_TOKEN * len(prompt)
+
+
+def results_key(job_id: str) -> str:
+    """The key of a job's result stream."""
+    return str(Result.get_key(job_id))
+
+
+def stream_key(job_id: str) -> str:
+    """The key of the stream of text made so far, for a job that asked for it."""
+    return f"{RQ_KEY_PREFIX}:shoal:stream:{job_id}"
+
+
+def cancel_key(job_id: str) -> str:
+    """The key of the set of a job's cancelled requests, by index."""
+    return f"{RQ_KEY_PREFIX}:shoal:cancel:{job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What Redis says of a job.
+
+    Attributes:
+        status: RQ's; None where there is no such job.
+        expired_s: when its result went, in Unix seconds, where that is known.
+        entry_id, entry: the newest in its result stream.
+    """
+
+    status: str | None
+    expired_s: float | None = None
+    entry_id: str | None = None
+    entry: Mapping[bytes, bytes] | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether waiting on would change nothing."""
+        return self.status is None or self.status in FINAL_STATUSES
+
+
+def state_commands(job_id: str) -> tuple[Command, Command, Command]:
+    """What to ask, in one transaction: a status without the entry written with it would mislead."""
+    return (
+        ("HGET", RQJob.key_for(job_id), "status"),
+        ("XREVRANGE", results_key(job_id), "+", "-", "COUNT", 1),
+        ("ZSCORE", EXPIRIES_KEY, job_id),
+    )
+
+
+def read_states(job_ids: Sequence[str], replies: Sequence[Any]) -> dict[str, JobState]:
+    """The states of jobs from the replies to their `state_commands`, one after the other."""
+    states = {}
+    each = zip(job_ids, replies[::3], replies[1::3], replies[2::3], strict=True)
+    for job_id, status, entries, expired_s in each:
+        entry_id, entry = entries[0] if entries else (b"", None)
+        text = None if status is None else status.decode()
+        states[job_id] = JobState(text, expired_s, entry_id.decode() or None, entry)
+    return states
+
+
+def read_job_result(state: JobState, job_id: str) -> JobResult:
+    """All results of a final job.
+
+    Raises:
+        Cancelled: it was cancelled or stopped. Expired: it is gone. GenerationFailed: it failed.
+    """
+    if state.status is None:
+        raise Expired(_gone_text(job_id, state.expired_s))
+    if state.status in {"canceled", "stopped"}:
+        raise Cancelled(f"job {job_id} was cancelled")
+    entry = state.entry or {}
+    if state.status == "failed" or b"return_value" not in entry:
+        raise GenerationFailed(_failure_text(entry, job_id), code="job_failed", retryable=True)
+    try:
+        return parse(JobResult, json.loads(base64.b64decode(entry[b"return_value"])))
+    except (binascii.Error, ValueError) as error:
+        raise GenerationFailed(
+            f"job {job_id} holds a result that is not in the wire format: {error}",
+            code="bad_result",
+        ) from None
+
+
+def result_of(handle: Handle, job: JobResult) -> GenerationResult:
+    """The result of one handle's request, raising the error that it carries, if any."""
+    if handle.index >= len(job.results):
+        raise InvalidRequest(f"{handle} is out of range: the job has {len(job.results)} requests")
+    result = job.results[handle.index]
+    if result.error is not None:
+        raise error_from(result.error, str(handle))
+    return result
+
+
+def error_from(error: ResultError, handle: str) -> ShoalError:
+    """The exception that stands for a result's error."""
+    text = f"{handle}: {error.message}"
+    match error.code:
+        case "cancelled":
+            return Cancelled(text)
+        case "expired":
+            return Expired(text)
+        case "prompt_too_long":
+            return PromptTooLong(text)
+        case "invalid_request":
+            return InvalidRequest(text)
+        case "model_mismatch":
+            return ModelMismatch(text, code=error.code)
+        case _:
+            return GenerationFailed(text, code=error.code, retryable=error.retryable)
+
+
+def _gone_text(job_id: str, expired_s: float | None) -> str:
+    if expired_s is None:
+        return f"no job {job_id}: it was never submitted here, or deleted, or gone for over a day"
+    when = datetime.fromtimestamp(expired_s, UTC).isoformat(sep=" ", timespec="seconds")
+    return f"the result of job {job_id} expired at {when}; ask for a longer result_ttl"
+
+
+def _failure_text(entry: Mapping[bytes, bytes], job_id: str) -> str:
+    packed = entry.get(b"exc_string", b"")
+    try:
+        reason = zlib.decompress(base64.b64decode(packed)).decode() if packed else ""
+    except (binascii.Error, zlib.error, UnicodeDecodeError):
+        reason = ""
+    last_line = reason.strip().rpartition("\n")[2] or "no reason was recorded"
+    return f"job {job_id} failed: {last_line}"
+
+
+def _description(job: GenerationJob) -> str:
+    count = len(job.requests)
+    return f"{FUNCTION_NAME}: {count} request{'s' if count != 1 else ''}"
+
+
+def _meta(job: GenerationJob, *, stream: bool) -> dict[str, Any]:
+    """Plain JSON that a claim can read: the job's data itself is compressed."""
+    num_tokens = sum(
+        prompt_bytes(request) // BYTES_PER_TOKEN + request.sampling.max_tokens * request.sampling.n
+        for request in job.requests
+    )
+    meta: dict[str, Any] = {
+        "requests": sum(request.sampling.n for request in job.requests),
+        "tokens": num_tokens,
+    }
+    return meta | {"stream": True} if stream else meta
