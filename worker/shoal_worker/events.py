@@ -1,0 +1,101 @@
+"""What happened, as plain values: the only thing metrics are made from.
+
+Nothing here is acted on; whoever wants to count or show something subscribes with a callable.
+Durations are seconds of one process's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shoal.wire import FinishReason
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """The engine ran one step of a lane.
+
+    Attributes:
+        rows: rows that did work; slots: rows computed.
+        tokens: positions that did work (prompt tokens read, or tokens made).
+        padding_tokens: positions computed for nothing: bucket padding, or idle slots.
+    """
+
+    phase: Phase
+    lane: str
+    rows: int
+    slots: int
+    tokens: int
+    padding_tokens: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A request has its result: one finish reason a completion, or an error's code.
+
+    Attributes:
+        queue: the RQ queue it came from.
+        ttft_s: from submission to the first token; None where none was made.
+        e2e_s: from submission to the result.
+    """
+
+    queue: str
+    finish_reasons: tuple[FinishReason, ...]
+    error_code: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    ttft_s: float | None
+    e2e_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """How full the engine is, sent when it changes and at least once a second while busy."""
+
+    requests_running: int
+    requests_waiting: int
+    slots_in_use: dict[str, tuple[int, int]]
+    kv_usage_ratio: float
+    shape_cache_misses: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoaded:
+    """The engine is ready: what it serves, in which lanes (name to slots), after how long."""
+
+    model_name: str
+    fingerprint: str
+    device: str
+    dtype: str
+    load_s: float
+    lanes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobsMoved:
+    """Jobs went from one place to another: claimed, committed, retried, abandoned or fenced."""
+
+    kind: Literal["claimed", "committed", "retried", "abandoned", "fenced", "failed"]
+    queue: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RedisRoundTrip:
+    """One exchange with Redis, with its outcome."""
+
+    command: str
+    duration_s: float
+    failed: bool = False
+
+
+Event = StepRun | RequestEnded | EngineState | EngineLoaded | JobsMoved | RedisRoundTrip
+Subscriber = Callable[[Event], None]

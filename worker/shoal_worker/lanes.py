@@ -1,0 +1,132 @@
+"""Lanes and buckets: the fixed shapes that all decoding and prefilling runs in.
+
+Owns the declared table and the rule that picks a lane and a bucket. Both follow from a sequence's
+own class and lengths alone, never from its company or from free memory, so that the same request
+always meets the same kernels. It knows no torch and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from typing import get_args
+
+from shoal.wire import ServiceClass
+from shoal_worker.sequence import Sequence
+
+MIN_BUCKET_TOKENS = 32
+MAX_BUCKET_ROWS = 16
+BUCKET_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A fixed prefill shape: `rows` prompts, each padded to `length` tokens."""
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSpec:
+    """A fixed decode shape: `slots` rows × `kv_len` positions, for one class of requests."""
+
+    service_class: ServiceClass
+    slots: int
+    kv_len: int
+
+    @property
+    def name(self) -> str:
+        """How metrics and logs call it, such as `bulk-32x512`."""
+        return f"{self.service_class}-{self.slots}x{self.kv_len}"
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        """All prefill shapes of this lane, shortest first: lengths double up to `kv_len`."""
+        return _buckets(self.slots, self.kv_len)
+
+    def bucket_for(self, num_prompt_tokens: int) -> Bucket:
+        """The shortest bucket that holds a prompt of so many tokens."""
+        assert num_prompt_tokens <= self.kv_len, "admission checks the prompt against the lane"
+        return next(bucket for bucket in self.buckets() if num_prompt_tokens <= bucket.length)
+
+
+@lru_cache
+def _buckets(slots: int, kv_len: int) -> tuple[Bucket, ...]:
+    lengths = []
+    length = MIN_BUCKET_TOKENS
+    while length < kv_len:
+        lengths.append(length)
+        length *= 2
+    lengths.append(kv_len)
+    max_rows = min(slots, MAX_BUCKET_ROWS)
+    return tuple(
+        Bucket(max(1, min(max_rows, BUCKET_TOKENS // length)), length) for length in lengths
+    )
+
+
+class LaneTable:
+    """The lanes of one worker, and which of them a sequence goes to."""
+
+    def __init__(self, lanes: Iterable[LaneSpec]) -> None:
+        # Ordered to the last field: a set's own order differs from process to process.
+        self.lanes = tuple(sorted(set(lanes), key=attrgetter("service_class", "kv_len", "slots")))
+        if not self.lanes:
+            raise ValueError("a worker needs at least one lane")
+
+    @property
+    def num_slots(self) -> int:
+        """Rows of all lanes together."""
+        return sum(lane.slots for lane in self.lanes)
+
+    def max_positions(self, service_class: ServiceClass) -> int:
+        """Positions of the longest lane that this class can use."""
+        return max(lane.kv_len for lane in self._for_class(service_class))
+
+    def lane_for(self, sequence: Sequence) -> LaneSpec | None:
+        """The shortest lane of the sequence's class that holds it to its last token, or None."""
+        lanes = self._for_class(sequence.service_class)
+        return next((lane for lane in lanes if sequence.num_positions <= lane.kv_len), None)
+
+    def _for_class(self, service_class: ServiceClass) -> list[LaneSpec]:
+        # A table of one class serves both: a worker for bulk alone needs no interactive lane.
+        own = [lane for lane in self.lanes if lane.service_class == service_class]
+        return own or list(self.lanes)
+
+
+def default_table(max_positions: int, bulk_slots: int = 32) -> LaneTable:
+    """Few interactive slots of full length; bulk slots in a short and a full length."""
+    short = min(256, max_positions)
+    return LaneTable(
+        [
+            LaneSpec("interactive", slots=8, kv_len=max_positions),
+            LaneSpec("bulk", slots=bulk_slots, kv_len=short),
+            LaneSpec("bulk", slots=bulk_slots, kv_len=max_positions),
+        ]
+    )
+
+
+def parse_table(text: str, max_positions: int) -> LaneTable:
+    """Read a table such as `interactive=8x1024,bulk=64x256,bulk=64x1024`.
+
+    Raises:
+        ValueError: an entry is malformed, or longer than the model's `max_positions`.
+    """
+    return LaneTable(_parse_lane(entry.strip(), max_positions) for entry in text.split(","))
+
+
+def _parse_lane(entry: str, max_positions: int) -> LaneSpec:
+    name, _, shape = entry.partition("=")
+    slots, _, kv_len = shape.partition("x")
+    classes = get_args(ServiceClass)
+    if name not in classes or not (slots.isdecimal() and kv_len.isdecimal()):
+        msg = f"lane {entry!r} is not CLASS=SLOTSxPOSITIONS with CLASS one of {', '.join(classes)}"
+        raise ValueError(msg)
+    if not (int(slots) >= 1 and 2 <= int(kv_len) <= max_positions):
+        msg = (
+            f"lane {entry!r} needs at least 1 slot and 2 to {max_positions} positions, "
+            "which is what the model takes"
+        )
+        raise ValueError(msg)
+    return LaneSpec("bulk" if name == "bulk" else "interactive", int(slots), int(kv_len))

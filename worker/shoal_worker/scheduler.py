@@ -1,0 +1,214 @@
+"""The scheduler: which sequences prefill or decode next, and what becomes of their tokens.
+
+Owns the waiting lists, the slots of every lane and the balance of prefill and decode. Pure: no
+torch, no Redis, no clock. `schedule` says what to run, the loop runs it, `update` takes the tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
+
+from shoal.wire import FinishReason
+from shoal_worker.lanes import Bucket, LaneSpec, LaneTable
+from shoal_worker.sequence import SampledToken, Sequence, SequenceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A sequence in its slot."""
+
+    slot: int
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Read these rows' prompts, all padded to one bucket, and sample each one's first token."""
+
+    lane: LaneSpec
+    bucket: Bucket
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens in it."""
+        return sum(len(row.sequence.prompt_token_ids) for row in self.rows)
+
+    @property
+    def num_padding_tokens(self) -> int:
+        """Positions computed for nothing: the ends of prompts, and rows left empty."""
+        return self.bucket.rows * self.bucket.length - self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Make the next token, or the next few, of every running row of one lane."""
+
+    lane: LaneSpec
+    rows: tuple[Row, ...]
+
+
+Step = Prefill | Decode
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One lane's state. Invariant: a slot is either free or runs exactly one sequence.
+
+    Attributes:
+        num_prefilled: rows read since the last decode.
+    """
+
+    spec: LaneSpec
+    waiting: list[Sequence] = field(default_factory=list)
+    running: dict[int, Sequence] = field(default_factory=dict)
+    num_prefilled: int = 0
+
+    def free_slots(self) -> list[int]:
+        return [slot for slot in range(self.spec.slots) if slot not in self.running]
+
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(Row(slot, sequence) for slot, sequence in sorted(self.running.items()))
+
+
+class Scheduler:
+    """Fills slots as they come free and takes turns between lanes.
+
+    Args:
+        table: the lanes; a sequence's lane follows from its own class and lengths.
+    """
+
+    def __init__(self, table: LaneTable) -> None:
+        self.table = table
+        self._lanes = {spec.name: _Lane(spec) for spec in table.lanes}
+        self._turn = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that no slot has yet."""
+        return sum(len(lane.waiting) for lane in self._lanes.values())
+
+    @property
+    def num_running(self) -> int:
+        """Sequences in a slot."""
+        return sum(len(lane.running) for lane in self._lanes.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not (self.num_waiting or self.num_running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for a slot of its lane; its length was checked at admission."""
+        lane = self.table.lane_for(sequence)
+        assert lane is not None, "admission checks every sequence against the lane table"
+        sequence.lane = lane.name
+        insort(self._lanes[lane.name].waiting, sequence, key=attrgetter("priority", "arrival_s"))
+
+    def schedule(self) -> Step | None:
+        """The next step: a prefill where one pays, else a decode; lanes take turns."""
+        lanes = list(self._lanes.values())
+        for offset in range(len(lanes)):
+            lane = lanes[(self._turn + offset) % len(lanes)]
+            step = self._prefill(lane) or self._decode(lane)
+            if step is not None:
+                self._turn = (self._turn + offset + 1) % len(lanes)
+                return step
+        return None
+
+    def update(self, step: Step, tokens: list[list[SampledToken]], now_s: float) -> list[Sequence]:
+        """Hand each row its new tokens, in order; free the slots of those that end.
+
+        Tokens past a row's end are dropped: an engine that makes several a step does not look.
+
+        Returns:
+            The sequences that ended in this step.
+        """
+        for row, row_tokens in zip(step.rows, tokens, strict=True):
+            if row.sequence.first_token_s is None:
+                row.sequence.first_token_s = now_s
+            for token in row_tokens:
+                if not row.sequence.is_finished:
+                    row.sequence.append(token)
+        ended = [row.sequence for row in step.rows if row.sequence.is_finished]
+        for sequence in ended:
+            self._release(sequence, now_s)
+        return ended
+
+    def finish(self, sequence: Sequence, reason: FinishReason, now_s: float) -> None:
+        """End a sequence from outside: a stop string, a cancellation, a deadline."""
+        sequence.finish_reason = reason
+        self._release(sequence, now_s)
+
+    def find(self, matches: Callable[[SequenceKey], bool]) -> list[Sequence]:
+        """All sequences, waiting or running, whose key matches."""
+        return [sequence for sequence in self._sequences() if matches(sequence.key)]
+
+    def overdue(self, now_s: float) -> list[Sequence]:
+        """All sequences whose deadline has passed."""
+        return [s for s in self._sequences() if s.deadline_s is not None and s.deadline_s <= now_s]
+
+    def slots_in_use(self) -> dict[str, tuple[int, int]]:
+        """For each lane's name: running slots and all slots."""
+        return {name: (len(lane.running), lane.spec.slots) for name, lane in self._lanes.items()}
+
+    def kv_usage_ratio(self) -> float:
+        """Share of all cache positions that hold a live token."""
+        live = sum(
+            len(sequence.prompt_token_ids) + len(sequence.output_token_ids)
+            for lane in self._lanes.values()
+            for sequence in lane.running.values()
+        )
+        return live / sum(spec.slots * spec.kv_len for spec in self.table.lanes)
+
+    def _sequences(self) -> Iterator[Sequence]:
+        for lane in self._lanes.values():
+            yield from lane.waiting
+            yield from lane.running.values()
+
+    def _prefill(self, lane: _Lane) -> Prefill | None:
+        free = lane.free_slots()
+        if not (lane.waiting and free):
+            return None
+        # Sequences of one token free their slots at once and would keep the others from decoding.
+        if lane.running and lane.num_prefilled >= lane.spec.slots:
+            return None
+        bucket = lane.spec.bucket_for(len(lane.waiting[0].prompt_token_ids))
+        alike = (s for s in lane.waiting if lane.spec.bucket_for(len(s.prompt_token_ids)) == bucket)
+        chosen = list(islice(alike, min(bucket.rows, len(free))))
+        if not self._pays(lane, bucket, len(chosen), len(free)):
+            return None
+        rows = tuple(Row(slot, sequence) for slot, sequence in zip(free, chosen, strict=False))
+        for row in rows:
+            lane.waiting.remove(row.sequence)
+            lane.running[row.slot] = row.sequence
+            row.sequence.slot = row.slot
+        lane.num_prefilled += len(rows)
+        return Prefill(lane.spec, bucket, rows)
+
+    @staticmethod
+    def _pays(lane: _Lane, bucket: Bucket, num_rows: int, num_free: int) -> bool:
+        # A bulk prefill of few rows costs as much as a full one: let an eighth of the slots come
+        # free first. They do, since every running sequence ends.
+        if lane.spec.service_class == "interactive" or num_rows == bucket.rows:
+            return True
+        return num_free * 8 >= lane.spec.slots
+
+    @staticmethod
+    def _decode(lane: _Lane) -> Decode | None:
+        lane.num_prefilled = 0
+        return Decode(lane.spec, lane.rows()) if lane.running else None
+
+    def _release(self, sequence: Sequence, now_s: float) -> None:
+        assert sequence.lane is not None, "only a sequence that was added can end"
+        sequence.finished_s = now_s
+        lane = self._lanes[sequence.lane]
+        if sequence.slot is None:
+            lane.waiting.remove(sequence)
+        else:
+            del lane.running[sequence.slot]
+            sequence.slot = None
