@@ -1,0 +1,91 @@
+"""Stand-ins without a model: a clock that is set, an engine of plain ints, one token a letter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from shoal_worker.lanes import LaneSpec
+from shoal_worker.scheduler import Decode, Prefill, Row
+from shoal_worker.sequence import SampledToken
+
+
+class FakeClock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self, now_s: float = 1000.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeEngine:
+    """Letters that follow from the prompt and the position alone.
+
+    It fails at the steps in `fail_at` (the first is 0), and it asserts what a real one takes for
+    granted: a prompt comes into a free slot, only entered rows decode, a row leaves once.
+    """
+
+    def __init__(
+        self,
+        clock: FakeClock,
+        *,
+        step_s: float = 0.5,
+        tokens_per_step: int = 1,
+        fail_at: Collection[int] = (),
+    ) -> None:
+        self._clock = clock
+        self._step_s = step_s
+        self._tokens_per_step = tokens_per_step
+        self._fail_at = fail_at
+        self.slots: set[tuple[str, int]] = set()
+        self.steps: list[Prefill | Decode] = []
+        self.num_prompt_tokens = 0
+
+    def prefill(self, step: Prefill) -> list[list[SampledToken]]:
+        for row in step.rows:
+            assert (step.lane.name, row.slot) not in self.slots, "the slot is taken"
+            self.slots.add((step.lane.name, row.slot))
+        self._begin(step)
+        self.num_prompt_tokens += sum(len(row.sequence.prompt_token_ids) for row in step.rows)
+        return [self._tokens(row, 1) for row in step.rows]
+
+    def decode(self, step: Decode) -> list[list[SampledToken]]:
+        for row in step.rows:
+            assert (step.lane.name, row.slot) in self.slots, "the row never entered"
+        self._begin(step)
+        return [self._tokens(row, self._tokens_per_step) for row in step.rows]
+
+    def release(self, lane: LaneSpec, slot: int) -> None:
+        self.slots.remove((lane.name, slot))
+
+    def _begin(self, step: Prefill | Decode) -> None:
+        self._clock.now_s += self._step_s
+        self.steps.append(step)
+        if len(self.steps) - 1 in self._fail_at:
+            raise RuntimeError("as it was told to")
+
+    def _tokens(self, row: Row, num_tokens: int) -> list[SampledToken]:
+        prompt, position = row.sequence.prompt_token_ids, len(row.sequence.output_token_ids)
+        return [SampledToken(letter(prompt, position + i)) for i in range(num_tokens)]
+
+
+def letter(prompt: tuple[int, ...], position: int) -> int:
+    """The token at a position of the completion of a prompt."""
+    return ord("a") + (sum(prompt) * 7 + position * position * 5 + position) % 26
+
+
+def text_after(prompt: str, num_tokens: int) -> str:
+    """What the engine continues a prompt with."""
+    tokens = tuple(map(ord, prompt))
+    return "".join(chr(letter(tokens, position)) for position in range(num_tokens))
+
+
+class LetterTokenizer:
+    """One token a character, by its code point; 0 is a special token without text."""
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) for character in text]}
+
+    def decode(self, token_ids: list[int], **_options: bool) -> str:
+        return "".join(chr(token) for token in token_ids if token)

@@ -1,0 +1,296 @@
+"""The serving loop: jobs in, one step of the engine at a time, results out.
+
+Owns which requests are in the making and how they end. It talks to an engine by `prefill`, `decode`
+and `release`, to the scheduler, and to a codec for text. It knows no Redis and no RQ: messages come
+in by method call and go out as return values, so a worker, a benchmark or a test can drive it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from shoal.errors import InvalidRequest, PromptTooLong
+from shoal.wire import FinishReason, GenerationJob, parse
+from shoal_worker.answers import Answers, OpenJob, OpenRequest, request_ended
+from shoal_worker.events import EngineState, Event
+from shoal_worker.lanes import LaneSpec
+from shoal_worker.messages import FromEngine, JobRefused, Observed, Submit, TextDelta, Unstarted
+from shoal_worker.scheduler import Decode, Prefill, Scheduler, Step
+from shoal_worker.sequence import SampledToken, Sequence
+from shoal_worker.step_observer import StepObserver
+from shoal_worker.text import TextCodec, TextStream
+
+MAX_FAILED_STEPS = 3
+STATE_EVERY_S = 1.0
+
+log = logging.getLogger("shoal.engine")
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine: one row of tokens for each row of a step, in its order."""
+
+    def prefill(self, step: Prefill) -> list[list[SampledToken]]:
+        """Read the rows' prompts; each row's first token."""
+        ...
+
+    def decode(self, step: Decode) -> list[list[SampledToken]]:
+        """Each row's next token, or next few."""
+        ...
+
+    def release(self, lane: LaneSpec, slot: int) -> None:
+        """The slot's row has ended."""
+        ...
+
+
+class ServingLoop:
+    """Runs jobs to their results.
+
+    Args:
+        model_name: the name in results; a request for another model is refused.
+        fingerprint: goes into every result.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        codec: TextCodec,
+        *,
+        model_name: str,
+        fingerprint: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._codec = codec
+        self._answers = Answers(model_name, fingerprint)
+        self._observer = StepObserver()
+        self._clock = clock
+        self._jobs: dict[str, OpenJob] = {}
+        self._streams: dict[Sequence, TextStream] = {}
+        self._outbox: list[FromEngine] = []
+        self._events: list[Event] = []
+        self._failed_steps = 0
+        self._state_sent_s = float("-inf")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in the making."""
+        return self._scheduler.is_idle
+
+    def declare_shapes(self) -> None:
+        """All shapes of the table have been warmed up: any other is a miss."""
+        self._observer.declare(self._scheduler.table)
+
+    def submit(self, message: Submit) -> None:
+        """Take a job in; requests that cannot run have their result at once."""
+        try:
+            job = parse(GenerationJob, message.job)
+        except InvalidRequest as error:
+            self._outbox.append(JobRefused(message.job_id, f"not a GenerationJob: {error}"))
+            return
+        # Claimed again after a lost lease: what is left of the first attempt goes.
+        self.cancel(message.job_id, None)
+        self._jobs[message.job_id] = OpenJob.of(message, job, self._clock())
+        for index, request in enumerate(self._jobs[message.job_id].requests):
+            self._admit(message, index, request)
+        self._finish_job_if_done(message.job_id)
+
+    def cancel(self, job_id: str, index: int | None) -> None:
+        """Stop one request, which then has an error for a result, or a whole job without any."""
+        if job_id not in self._jobs:
+            return
+        requests = self._jobs[job_id].requests
+        if index is None:
+            for request in requests:
+                self._abort(request)
+            del self._jobs[job_id]
+        elif 0 <= index < len(requests) and requests[index].result is None:
+            self._abort(requests[index])
+            self._answer_error(job_id, requests[index], "cancelled", "cancelled by its sender")
+            self._finish_job_if_done(job_id)
+
+    def drain(self) -> None:
+        """Let go of the jobs of which nothing has run yet, and name them."""
+        unstarted = [job_id for job_id, job in self._jobs.items() if not job.has_started]
+        for job_id in unstarted:
+            self.cancel(job_id, None)
+        self._outbox.append(Unstarted(tuple(unstarted)))
+
+    def step(self) -> list[FromEngine]:
+        """Run one step, if there is one, and hand out what is to be told since the last call."""
+        now_s = self._clock()
+        for sequence in self._scheduler.overdue(now_s):
+            self._end(sequence, "deadline")
+            self._advance_text(sequence)
+            self._conclude(sequence)
+        step = self._scheduler.schedule()
+        if step is not None:
+            self._run(step)
+        self._report_state()
+        outbox, self._outbox = self._outbox, []
+        events, self._events = self._events, []
+        return [*outbox, Observed(tuple(events))] if events else outbox
+
+    def _admit(self, message: Submit, index: int, request: OpenRequest) -> None:
+        wanted, served = request.request.model, self._answers.model_name
+        if wanted is not None and wanted != served:
+            text = f"the request is for model {wanted!r}; this worker serves {served!r}"
+            self._answer_error(message.job_id, request, "model_mismatch", text)
+            return
+        try:
+            request.sequences = self._codec.sequences(
+                request.request,
+                message.job_id,
+                index,
+                now_s=request.arrival_s,
+                priority=message.priority,
+            )
+        except InvalidRequest as error:
+            code = "prompt_too_long" if isinstance(error, PromptTooLong) else "invalid_request"
+            self._answer_error(message.job_id, request, code, str(error))
+            return
+        for sequence in request.sequences:
+            if sequence.deadline_s is not None:
+                sequence.deadline_s -= message.queued_s
+            if sequence.sampling.stop or message.streams:
+                self._streams[sequence] = TextStream(self._codec, sequence)
+            self._scheduler.add(sequence)
+
+    def _run(self, step: Step) -> None:
+        started_s = self._clock()
+        try:
+            if isinstance(step, Prefill):
+                for row in step.rows:
+                    row.sequence.prefill_started_s = started_s
+                tokens = self._engine.prefill(step)
+            else:
+                tokens = self._engine.decode(step)
+        except Exception:
+            # The edge of a step: its rows are answered with an error, the others go on. An engine
+            # that fails again and again is beyond that, and its process ends.
+            log.exception("a step of lane %s with %d rows failed", step.lane.name, len(step.rows))
+            self._failed_steps += 1
+            if self._failed_steps >= MAX_FAILED_STEPS:
+                raise
+            self._fail_rows(step)
+            return
+        self._failed_steps = 0
+        ended_s = self._clock()
+        slots = {row.sequence: row.slot for row in step.rows}
+        num_before = sum(len(sequence.output_token_ids) for sequence in slots)
+        for sequence in self._scheduler.update(step, tokens, ended_s):
+            self._engine.release(step.lane, slots[sequence])
+        for sequence in slots:
+            self._advance_text(sequence)
+        event = self._observer.observe(
+            step,
+            num_new_tokens=sum(len(sequence.output_token_ids) for sequence in slots) - num_before,
+            num_passes=max(map(len, tokens), default=1),
+            started_s=started_s,
+            ended_s=ended_s,
+        )
+        self._events.append(event)
+        for sequence in slots:
+            if sequence.is_finished:
+                self._conclude(sequence)
+
+    def _advance_text(self, sequence: Sequence) -> None:
+        stream = self._streams.get(sequence)
+        if stream is None:
+            return
+        stream.advance()
+        if stream.stopped:
+            sequence.truncate(stream.num_tokens)
+            if sequence.is_finished:
+                sequence.finish_reason = "stop"
+            else:
+                self._end(sequence, "stop")
+        job = self._jobs[sequence.key.job_id]
+        is_first = sequence.key.request_index == 0 and sequence.key.sample == 0
+        at = stream.num_emitted
+        if job.message.streams and is_first and (text := stream.take()):
+            self._outbox.append(TextDelta(sequence.key.job_id, text, at))
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        lane = next(lane for lane in self._scheduler.table.lanes if lane.name == sequence.lane)
+        slot = sequence.slot
+        self._scheduler.finish(sequence, reason, self._clock())
+        if slot is not None:
+            self._engine.release(lane, slot)
+
+    def _abort(self, request: OpenRequest) -> None:
+        for sequence in request.sequences:
+            if not sequence.is_finished:
+                self._end(sequence, "abort")
+            self._streams.pop(sequence, None)
+
+    def _fail_rows(self, step: Step) -> None:
+        for row in step.rows:
+            if row.sequence.is_finished:
+                continue  # It went with another sample of its request.
+            job_id, index, _sample = row.sequence.key
+            request = self._jobs[job_id].requests[index]
+            self._abort(request)
+            text = "the engine failed in a step that this request was part of"
+            self._answer_error(job_id, request, "engine_error", text, retryable=True)
+            self._finish_job_if_done(job_id)
+
+    def _conclude(self, sequence: Sequence) -> None:
+        """A sequence has ended: answer its request if it was the last one."""
+        job_id, index, _sample = sequence.key
+        job = self._jobs.get(job_id)
+        if job is None:
+            return  # A sample that ended in the same step has concluded it.
+        request = job.requests[index]
+        if request.result is not None or not request.is_generated:
+            return
+        if not request.has_tokens:
+            deadline_s = request.request.deadline
+            text = f"the deadline of {deadline_s:g} s passed before generation began"
+            self._answer_error(job_id, request, "expired", text)
+        else:
+            self._answer(job_id, request)
+        self._finish_job_if_done(job_id)
+
+    def _answer(self, job_id: str, request: OpenRequest) -> None:
+        completions = []
+        for sequence in request.sequences:
+            stream = self._streams.pop(sequence, None)
+            completions.append(self._codec.completion(sequence, stream.text if stream else None))
+        message = self._jobs[job_id].message
+        request.result = self._answers.result(request, completions, message.queued_s)
+        self._events.append(request_ended(message, request, self._clock()))
+
+    def _answer_error(
+        self, job_id: str, request: OpenRequest, code: str, text: str, *, retryable: bool = False
+    ) -> None:
+        for sequence in request.sequences:
+            self._streams.pop(sequence, None)
+        request.result = self._answers.error(request, code, text, retryable=retryable)
+        self._events.append(request_ended(self._jobs[job_id].message, request, self._clock()))
+
+    def _finish_job_if_done(self, job_id: str) -> None:
+        done = self._jobs[job_id].done()
+        if done is not None:
+            del self._jobs[job_id]
+            self._outbox.append(done)
+
+    def _report_state(self) -> None:
+        now_s = self._clock()
+        if not self.is_idle and now_s - self._state_sent_s < STATE_EVERY_S:
+            return
+        self._state_sent_s = now_s
+        self._events.append(
+            EngineState(
+                requests_running=self._scheduler.num_running,
+                requests_waiting=self._scheduler.num_waiting,
+                slots_in_use=self._scheduler.slots_in_use(),
+                kv_usage_ratio=self._scheduler.kv_usage_ratio(),
+                shape_cache_misses=self._observer.num_shape_misses,
+            )
+        )
