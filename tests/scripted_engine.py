@@ -1,0 +1,119 @@
+"""A worker whose engine answers from a script: all of the queue's side, no model.
+
+Run as a module it is a real worker process, for tests that kill one:
+`python -m tests.scripted_engine REDIS_URL [--delay-s S] [--name N] [--lease-s S]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from shoal.wire import Completion, GenerationResult, JobResult, Usage
+from shoal_worker.messages import (
+    Cancel,
+    Drain,
+    FromEngine,
+    JobDone,
+    JobRefused,
+    Ready,
+    Submit,
+    TextDelta,
+    ToEngine,
+    Unstarted,
+)
+from shoal_worker.rq_worker import Worker
+from shoal_worker.settings import read_settings
+
+READY = Ready("scripted", "f" * 16, "cpu", "float32", 64, {"bulk-64x64": 64}, 0.0)
+
+
+class ScriptedEngine:
+    """Answers each job `delay_s` after it came, with its prompts in capitals.
+
+    A prompt `crash` ends the process as a segmentation fault would.
+    """
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        self._delay_s = delay_s
+        self._jobs: dict[str, tuple[float, Submit]] = {}
+        self._outbox: list[FromEngine] = [READY]
+        self._dead = False
+        self.is_alive = True
+        self.pid = 0
+
+    def send(self, message: ToEngine) -> None:
+        match message:
+            case Submit():
+                self._jobs[message.job_id] = (time.monotonic() + self._delay_s, message)
+                if message.streams:
+                    self._outbox.append(TextDelta(message.job_id, "PRO", 0))
+            case Cancel(job_id, None):
+                self._jobs.pop(job_id, None)
+            case Drain():
+                self._outbox.append(Unstarted(()))
+
+    def receive(self, timeout_s: float) -> list[FromEngine]:
+        if self._dead:
+            raise EOFError
+        now_s = time.monotonic()
+        due = [job_id for job_id, (at_s, _) in self._jobs.items() if at_s <= now_s]
+        if not due and not self._outbox:
+            time.sleep(min(timeout_s, 0.005))
+        for job_id in due:
+            self._outbox.append(self._answer(self._jobs.pop(job_id)[1]))
+        taken, self._outbox = self._outbox, []
+        return taken
+
+    def _answer(self, message: Submit) -> FromEngine:
+        if not isinstance(message.job, dict) or "requests" not in message.job:
+            return JobRefused(message.job_id, "not a GenerationJob")
+        prompts = [str(request["prompt"]) for request in message.job["requests"]]
+        self._dead = "crash" in prompts
+        results = [_result(f"{message.job_id}:{i}", p) for i, p in enumerate(prompts)]
+        return JobDone(message.job_id, JobResult(results=results).model_dump(mode="json"))
+
+    def exit_text(self) -> str:
+        return "was killed by SIGSEGV"
+
+    def stop(self) -> None:
+        self.is_alive = False
+
+
+def _result(request_id: str, prompt: str) -> GenerationResult:
+    completion = Completion(index=0, text=prompt.upper(), token_ids=[1], finish_reason="length")
+    return GenerationResult(
+        id=request_id,
+        completions=[completion],
+        usage=Usage(prompt_tokens=1, completion_tokens=1),
+        model="scripted",
+        fingerprint=READY.fingerprint,
+    )
+
+
+def scripted_worker(redis_url: str, *, delay_s: float = 0.0, **settings: Any) -> Worker:
+    """A worker with a scripted engine, not yet running."""
+    values: dict[str, Any] = {"model": "scripted", "poll_s": 0.005, **settings}
+    return Worker(
+        read_settings(values),
+        redis_url,
+        start_engine=lambda: ScriptedEngine(delay_s),  # type: ignore[arg-type, return-value]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("redis_url")
+    parser.add_argument("--delay-s", type=float, default=0.0)
+    parser.add_argument("--lease-s", type=float, default=30.0)
+    parser.add_argument("--drain-timeout-s", type=float, default=60.0)
+    parser.add_argument("--name", default=None)
+    options = vars(parser.parse_args())
+    worker = scripted_worker(options.pop("redis_url"), **options)
+    sys.exit(worker.run(lambda ready: print("ready", ready.model_name, flush=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""How the worker lives through a Redis that fails."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from shoal_worker.events import Event, RedisRoundTrip
+from shoal_worker.redis_watch import RETRY_S, RedisWatch
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.ConnectionError("gone"),
+        redis.TimeoutError("silent"),
+        redis.OutOfMemoryError("full"),
+        redis.ReadOnlyError("a replica"),
+    ],
+)
+def test_a_fault_skips_the_turn_waits_and_is_over_with_the_next_answer(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    slept: list[float] = []
+    watch = RedisWatch(lambda _event: None, sleep=slept.append)
+
+    for _ in range(2):
+        with watch.answering():
+            raise error
+    assert watch.is_away
+    with watch.answering():
+        pass
+
+    assert not watch.is_away
+    assert slept == [RETRY_S, RETRY_S]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+
+
+def test_any_other_error_is_not_swallowed() -> None:
+    watch = RedisWatch(lambda _event: None)
+
+    with pytest.raises(redis.ResponseError), watch.answering():
+        raise redis.ResponseError("a defect")
+
+
+def test_a_round_trip_is_told_with_its_outcome() -> None:
+    events: list[Event] = []
+    watch = RedisWatch(events.append)
+
+    with watch.timed("claim"):
+        pass
+    with pytest.raises(redis.TimeoutError), watch.timed("commit"):
+        raise redis.TimeoutError
+
+    told = [(e.command, e.failed) for e in events if isinstance(e, RedisRoundTrip)]
+    assert told == [("claim", False), ("commit", True)]

@@ -1,0 +1,137 @@
+"""`shoal worker`: settings in, a serving worker out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from pydantic.fields import FieldInfo
+
+from shoal.embedded import EmbeddedRedis
+from shoal.errors import ShoalError
+from shoal.redis_url import redacted, resolve_url
+from shoal_worker.engine_link import EngineFailedError
+from shoal_worker.events import EngineLoaded, Event
+from shoal_worker.http import HttpServer
+from shoal_worker.messages import Ready
+from shoal_worker.metrics import PrometheusMetrics
+from shoal_worker.rq_worker import Worker
+from shoal_worker.settings import WorkerSettings, default_text, flag, read_settings, variable
+
+
+def _declarations(name: str, info: FieldInfo) -> tuple[str, ...]:
+    if info.annotation is bool:
+        return (f"{flag(name)}/--no-{flag(name)[2:]}",)
+    return (flag(name),)
+
+
+def _option_type(info: FieldInfo) -> Any:
+    kinds = get_args(info.annotation) if get_origin(info.annotation) is not Literal else ()
+    for kind in (info.annotation, *kinds):
+        if get_origin(kind) is Literal:
+            return click.Choice(list(get_args(kind)))
+        if kind in (int, float, bool):
+            return kind
+    return str
+
+
+def _metavar(info: FieldInfo) -> str | None:
+    return None if isinstance(_option_type(info), click.Choice) else "VALUE"
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for each setting, with its description and variable."""
+    for name, info in reversed(WorkerSettings.model_fields.items()):
+        command = click.option(
+            *_declarations(name, info),
+            name,
+            type=_option_type(info),
+            default=None,
+            envvar=None if name == "redis" else variable(name),
+            metavar=_metavar(info),
+            help=f"{info.description} [default: {default_text(info)}]",
+        )(command)
+    return command
+
+
+@click.command()
+@setting_options
+def worker(**values: Any) -> None:
+    """Serve a model: claim jobs, generate, write results back."""
+    if values["model"] is None:
+        raise click.UsageError(
+            "no model: name a folder or hub id with --model, or try --model demo, the small one "
+            "that comes with Shoal"
+        )
+    settings = read_settings(values)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("rq.worker").setLevel(logging.WARNING)
+    sys.exit(serve(settings))
+
+
+def serve(settings: WorkerSettings) -> int:
+    """Run one worker until it is told to stop; the exit code.
+
+    Raises:
+        ShoalError: Redis does not answer, a port is taken, or the engine cannot run.
+    """
+    with ExitStack() as stack:
+        url = resolve_url(settings.redis)
+        if url is None:
+            url = stack.enter_context(EmbeddedRedis()).url
+            click.echo("using the embedded Redis of this user", err=True)
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        metrics = _LateMetrics(registry, settings)
+        process = Worker(settings, url, subscribers=(metrics,))
+        server = stack.enter_context(
+            HttpServer(
+                settings.metrics_host,
+                settings.metrics_port,
+                registry,
+                is_healthy=process.healthy,
+                is_ready=process.ready,
+            )
+        )
+
+        def announce(ready: Ready) -> None:
+            click.echo(
+                f"ready: {ready.model_name} on {ready.device} in {ready.dtype}, {ready.num_slots} "
+                f"slots, queues {', '.join(settings.queues)} at {redacted(url)}, metrics at "
+                f"{server.url}/metrics, loaded in {ready.load_s:.1f} s"
+            )
+
+        try:
+            return process.run(announce)
+        except EngineFailedError as error:
+            raise ShoalError(str(error)) from None
+
+
+class _LateMetrics:
+    """The metrics, made when the engine has said its model's name, which labels them all."""
+
+    def __init__(self, registry: CollectorRegistry, settings: WorkerSettings) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._metrics: PrometheusMetrics | None = None
+
+    def __call__(self, event: Event) -> None:
+        if self._metrics is None and isinstance(event, EngineLoaded):
+            self._metrics = PrometheusMetrics(
+                self._registry,
+                model_name=event.model_name,
+                queues=self._settings.queues,
+                lanes=event.lanes,
+            )
+        if self._metrics is not None:
+            self._metrics(event)

@@ -1,0 +1,243 @@
+"""The engine's own process: loads the model, runs the serving loop, talks over a pipe.
+
+The worker process is its parent and keeps all bookkeeping, so that nothing delays a step, and a
+crash here loses nothing: the parent still holds the jobs. Run as a module with the pipe's number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection, Pipe
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+from shoal.errors import ModelError
+from shoal_worker.lanes import LaneTable, default_table, parse_table
+from shoal_worker.loop import ServingLoop
+from shoal_worker.messages import (
+    Cancel,
+    Drain,
+    FromEngine,
+    LoadFailed,
+    Ready,
+    Shutdown,
+    Submit,
+    ToEngine,
+)
+from shoal_worker.scheduler import Scheduler
+from shoal_worker.settings import EngineSettings
+from shoal_worker.text import TextCodec
+
+DEFAULT_MAX_MODEL_LEN = 4096
+STOP_S = 5.0
+
+log = logging.getLogger("shoal.engine")
+
+
+class EngineProcess:
+    """The parent's end: starts the process, sends and receives messages, sees it die.
+
+    Raises:
+        BrokenPipeError: from `send`, when the process is gone.
+    """
+
+    def __init__(self, settings: EngineSettings, log_level: str) -> None:
+        self._connection, theirs = Pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno()), log_level],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Out of the terminal's process group: Ctrl-C asks the parent to drain, not us.
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        self._connection.send(settings.model_dump())
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def send(self, message: ToEngine) -> None:
+        """Tell the engine something."""
+        self._connection.send(message)
+
+    def receive(self, timeout_s: float) -> list[FromEngine]:
+        """Everything it has said, after waiting for the first of it up to `timeout_s`.
+
+        Raises:
+            EOFError: it is gone and has said everything.
+        """
+        messages: list[FromEngine] = []
+        wait_s = timeout_s
+        while self._connection.poll(wait_s):
+            try:
+                messages.append(self._connection.recv())
+            except (EOFError, ConnectionResetError):
+                if messages:
+                    return messages
+                raise EOFError from None
+            wait_s = 0.0
+        return messages
+
+    def exit_text(self) -> str:
+        """How it ended, in words."""
+        code = self._process.wait(STOP_S)
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    def stop(self) -> None:
+        """End it: kindly first, then at once."""
+        with contextlib.suppress(OSError):
+            self._connection.send(Shutdown())
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._connection.close()
+
+
+def serve(connection: Connection, settings: EngineSettings) -> None:
+    """Load, then answer messages until told to leave or the parent is gone."""
+    try:
+        loop, ready = load(settings)
+    except ModelError as error:
+        connection.send(LoadFailed(str(error)))
+        return
+    connection.send(ready)
+    inbox = _Inbox(connection)
+    while True:
+        # Block only with nothing to do; else look for news between two steps.
+        for message in inbox.take(block=loop.is_idle):
+            if isinstance(message, Shutdown):
+                return
+            _take(loop, message)
+        for outgoing in loop.step():
+            connection.send(outgoing)
+
+
+class _Inbox:
+    """Messages of the parent, read by a thread at once.
+
+    Were they read between steps only, both ends could block on a full pipe, each in its `send`.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._messages: SimpleQueue[ToEngine] = SimpleQueue()
+        Thread(target=self._read, name="inbox", daemon=True).start()
+
+    def take(self, *, block: bool) -> list[ToEngine]:
+        """All messages so far; with `block`, after waiting for the first."""
+        messages = [self._messages.get()] if block else []
+        with contextlib.suppress(Empty):
+            while True:
+                messages.append(self._messages.get_nowait())
+        return messages
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._messages.put(self._connection.recv())
+        except (EOFError, OSError):
+            self._messages.put(Shutdown())  # The parent is gone, and its jobs with it.
+
+
+def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
+    """A serving loop over a loaded and warmed-up model, and what it serves.
+
+    Raises:
+        ModelError: the model cannot be loaded, or the lanes do not fit it.
+    """
+    # Imported here: the parent imports this module too, and must not load torch.
+    from shoal_worker.engine import Engine, load_model
+    from shoal_worker.engine.switches import apply_switches
+
+    started_s = time.monotonic()
+    apply_switches(
+        threads=settings.threads,
+        matmul_precision=settings.matmul_precision,
+        cudnn_benchmark=settings.cudnn_benchmark,
+    )
+    loaded = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    table = lane_table(settings, loaded.max_positions)
+    engine = Engine(loaded, table)
+    name = settings.served_model_name or loaded.name
+    loop = ServingLoop(
+        engine,
+        Scheduler(table),
+        TextCodec(loaded.tokenizer, loaded.eos_token_ids, loaded.vocab_size, table),
+        model_name=name,
+        fingerprint=engine.fingerprint,
+    )
+    if settings.warm_up:
+        engine.warm_up()
+        loop.declare_shapes()
+    return loop, Ready(
+        model_name=name,
+        fingerprint=engine.fingerprint,
+        device=str(loaded.device),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        num_slots=table.num_slots,
+        lanes={lane.name: lane.slots for lane in table.lanes},
+        load_s=time.monotonic() - started_s,
+    )
+
+
+def lane_table(settings: EngineSettings, max_positions: int) -> LaneTable:
+    """The declared table, or one made from the model's length."""
+    longest = settings.max_model_len
+    if longest is not None and longest > max_positions:
+        raise ModelError(f"--max-model-len is {longest}; the model takes {max_positions}")
+    if settings.lanes is None:
+        return default_table(longest or min(max_positions, DEFAULT_MAX_MODEL_LEN))
+    try:
+        return parse_table(settings.lanes, longest or max_positions)
+    except ValueError as error:
+        raise ModelError(f"--lanes: {error}") from None
+
+
+def _take(loop: ServingLoop, message: ToEngine) -> None:
+    match message:
+        case Submit():
+            loop.submit(message)
+        case Cancel(job_id, index):
+            loop.cancel(job_id, index)
+        case Drain():
+            loop.drain()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end us when the parent is killed: nobody else would free the GPU."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _main(arguments: list[str]) -> None:
+    descriptor, log_level = arguments
+    _die_with_parent()
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(message)s")
+    connection: Connection[Any, Any] = Connection(int(descriptor))
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        serve(connection, EngineSettings(**connection.recv()))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

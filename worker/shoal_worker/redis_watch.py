@@ -1,0 +1,69 @@
+"""Whether Redis answers, and how the worker lives through the time when it does not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import redis
+
+from shoal_worker.events import RedisRoundTrip, Subscriber
+
+RETRY_S = 0.5
+# Gone, silent, full, or a replica just now: in each case the same command may work later.
+AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+)
+
+log = logging.getLogger("shoal.worker")
+
+
+class RedisWatch:
+    """Keeps a fault of Redis from ending the worker, says so once, and times round trips.
+
+    Args:
+        emit: takes an event for each round trip.
+    """
+
+    def __init__(self, emit: Subscriber, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._emit = emit
+        self._sleep = sleep
+        self._away_since_s: float | None = None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt failed."""
+        return self._away_since_s is not None
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Run a turn; if Redis fails in it, its rest is skipped and a moment waited."""
+        try:
+            yield
+        except AWAY as error:
+            if self._away_since_s is None:
+                self._away_since_s = time.monotonic()
+                log.error("Redis fails; results are kept, nothing is claimed: %s", error)
+            self._sleep(RETRY_S)
+        else:
+            if self._away_since_s is not None:
+                log.warning(
+                    "Redis answers again after %.1f s", time.monotonic() - self._away_since_s
+                )
+                self._away_since_s = None
+
+    @contextmanager
+    def timed(self, command: str) -> Iterator[None]:
+        """One round trip."""
+        started_s = time.monotonic()
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            self._emit(RedisRoundTrip(command, time.monotonic() - started_s, failed))
