@@ -38,8 +38,17 @@ def _server_url() -> Iterator[str]:
 def redis_url(_server_url: str) -> str:
     """The address of an empty server."""
     with redis.Redis.from_url(_server_url) as client:
-        client.flushall()
+        client.flushdb()
     return _server_url
+
+
+@pytest.fixture(scope="module")
+def module_redis_url(_server_url: str) -> str:
+    """The address of a database that one module's tests share, empty at first."""
+    url = _server_url.replace("db=0", "db=1")
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
 
 
 @pytest.fixture(autouse=True)

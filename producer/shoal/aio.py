@@ -28,6 +28,7 @@ from shoal.jobs import (
     Handle,
     JobState,
     OutgoingJob,
+    StreamedText,
     as_requests,
     make_request,
     new_job_id,
@@ -237,26 +238,22 @@ class AsyncClient:
         request = make_request(prompt, sampling, fields=sampling_fields)
         [job] = await self._send([outgoing_job([request], queue=queue, stream=True)])
         result = asyncio.ensure_future(job.result(timeout))
-        text, last_id = "", "0-0"
+        streamed = StreamedText()
         try:
             while not result.done():
-                last_id, deltas = await self._read_stream(job.handle.job_id, last_id)
-                for delta in deltas:
-                    text += delta
-                    yield delta
-            if rest := (await result).text.removeprefix(text):
+                entries = await self._read_stream(job.handle.job_id, streamed.last_id)
+                if fresh := streamed.add(entries):
+                    yield fresh
+            if rest := streamed.rest((await result).text):
                 yield rest
         finally:
             await _cancelled(result)
 
-    async def _read_stream(self, job_id: str, last_id: str) -> tuple[str, list[str]]:
+    async def _read_stream(self, job_id: str, last_id: str) -> list[Any]:
         streams: dict[Any, Any] = {stream_key(job_id): last_id}
         with redis_errors(self.redis_url):
             replies: Any = await self.redis.xread(streams, block=STREAM_BLOCK_MS)
-        entries = [entry for _key, found in replies or [] for entry in found]
-        if not entries:
-            return last_id, []
-        return entries[-1][0].decode(), [fields[b"text"].decode() for _, fields in entries]
+        return [entry for _key, found in replies or [] for entry in found]
 
     async def as_completed(self, jobs: Iterable[AsyncJob]) -> AsyncIterator[AsyncJob]:
         """The jobs as they end, whatever their end; `result()` of each then returns at once."""

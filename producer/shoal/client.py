@@ -32,6 +32,7 @@ from shoal.jobs import (
     Handle,
     JobState,
     OutgoingJob,
+    StreamedText,
     as_requests,
     cancel_key,
     make_request,
@@ -286,18 +287,16 @@ class Client:
         """
         deadline = _Deadline(timeout)
         job_id = job.handle.job_id
-        text, last_id = "", "0-0"
+        streamed = StreamedText()
         while True:
             state = self.state(job_id)
-            last_id, deltas = self._read_stream(job_id, last_id, state, deadline)
-            for delta in deltas:
-                text += delta
-                yield delta
-            if not deltas and on_idle is not None:
+            fresh = streamed.add(self._read_stream(job_id, streamed.last_id, state, deadline))
+            if fresh:
+                yield fresh
+            elif on_idle is not None:
                 on_idle()
             if state.is_final:
-                rest = job.result(0).text.removeprefix(text)
-                if rest:
+                if rest := streamed.rest(job.result(0).text):
                     yield rest
                 return
 
@@ -406,7 +405,7 @@ class Client:
 
     def _read_stream(
         self, job_id: str, last_id: str, state: JobState, deadline: _Deadline
-    ) -> tuple[str, list[str]]:
+    ) -> list[Any]:
         streams: dict[Any, Any] = {
             stream_key(job_id): last_id,
             results_key(job_id): state.entry_id or "0-0",
@@ -414,10 +413,7 @@ class Client:
         block_ms = None if state.is_final else max(1, int(deadline.next_block_s(job_id) * 1000))
         with self._redis_errors():
             replies: Any = self.redis.xread(streams, block=block_ms)
-        entries = dict(replies or {}).get(stream_key(job_id).encode(), [])
-        if not entries:
-            return last_id, []
-        return entries[-1][0].decode(), [fields[b"text"].decode() for _, fields in entries]
+        return list(dict(replies or {}).get(stream_key(job_id).encode(), []))
 
     @contextmanager
     def _redis_errors(self) -> Iterator[None]:

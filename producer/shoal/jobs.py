@@ -279,6 +279,32 @@ def cancel_key(job_id: str) -> str:
     return f"{RQ_KEY_PREFIX}:shoal:cancel:{job_id}"
 
 
+class StreamedText:
+    """A streaming job's text, put together from pieces that say where they belong.
+
+    A job that lost its worker runs again and, having the same seed, says the same from its start:
+    what was there before is left out.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.last_id = "0-0"
+
+    def add(self, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> str:
+        """What entries of the job's stream add to the text."""
+        before = len(self.text)
+        for entry_id, fields in entries:
+            self.last_id = entry_id.decode()
+            piece, at = fields[b"text"].decode(), int(fields[b"at"])
+            if at <= len(self.text):
+                self.text += piece[len(self.text) - at :]
+        return self.text[before:]
+
+    def rest(self, whole: str) -> str:
+        """What the result has beyond the pieces."""
+        return whole[len(self.text) :] if whole.startswith(self.text) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class JobState:
     """What Redis says of a job.

@@ -1,0 +1,117 @@
+"""What a run is and how far it has come, as one JSON file that is replaced in one step.
+
+Owns what binds a run: an input's digest and the parameters that can change a row. A second run of
+other input or other parameters is refused with the difference named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from shoal.bulk.folder import sync_folder
+from shoal.errors import InvalidRequest
+
+MANIFEST_VERSION = 1
+
+
+class InputFile(BaseModel):
+    """The input: where it was, and what it was."""
+
+    path: str
+    sha256: str
+    rows: int
+
+
+class Parameters(BaseModel):
+    """Everything but the input that can change a row."""
+
+    input_format: str
+    sampling: dict[str, Any]
+    seed: int
+    limit: int | None = None
+    model: str | None = None
+
+
+class Manifest(BaseModel):
+    """A run's identity, progress and digests.
+
+    Attributes:
+        rows_done: input rows of which the outcome is written, completions or error.
+        rows_sha256: over the canonical rows, so the same whatever the output's format.
+        file_sha256: over the output file's bytes.
+        fingerprint: of the first worker that answered.
+    """
+
+    version: int = MANIFEST_VERSION
+    shoal: str = Field(default_factory=lambda: version("shoal"))
+    input: InputFile
+    parameters: Parameters
+    fingerprint: str | None = None
+    model: str | None = None
+    rows_done: int = 0
+    rows_failed: int = 0
+    completions: int = 0
+    complete: bool = False
+    output: str = ""
+    output_bytes: int = 0
+    rows_sha256: str | None = None
+    file_sha256: str | None = None
+
+    def save(self, path: Path) -> None:
+        """Replace the file at `path`; after a crash it is the old one or the new one, whole."""
+        beside = path.with_name(path.name + ".new")
+        with beside.open("w") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_folder(path.parent)
+
+    def require_same(self, other: Manifest, output: Path) -> None:
+        """Raises InvalidRequest that names the differences if `other` is another run."""
+        found = list(self._differences(other))
+        if found:
+            raise InvalidRequest(
+                f"{output} was begun with {' and '.join(found)}; give what it was begun with, "
+                "another output, or --overwrite to start anew"
+            )
+
+    def _differences(self, other: Manifest) -> Iterator[str]:
+        if self.input.sha256 != other.input.sha256:
+            yield f"another input ({self.input.path}, {self.input.rows} rows)"
+        mine, theirs = _flat(self.parameters), _flat(other.parameters)
+        for name in mine | theirs:
+            before, now = mine.get(name), theirs.get(name)
+            # Without a name a run takes whatever model is served, so there is nothing to compare.
+            unnamed = name == "model" and None in {before, now}
+            if before != now and not unnamed:
+                yield f"{name} {json.dumps(before)} (now {json.dumps(now)})"
+
+
+def load(path: Path) -> Manifest | None:
+    """The manifest at `path`; None if there is none.
+
+    Raises:
+        InvalidRequest: it cannot be understood.
+    """
+    try:
+        return Manifest.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValidationError, ValueError):
+        raise InvalidRequest(
+            f"{path} is not readable as a manifest of this version; --overwrite starts anew"
+        ) from None
+
+
+def _flat(parameters: Parameters) -> dict[str, Any]:
+    values = parameters.model_dump(mode="json")
+    sampling: dict[str, Any] = values.pop("sampling")
+    return {**sampling, **values}

@@ -1,0 +1,93 @@
+"""What a bulk run is to make, what bounds it, and how far it has come: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is to make.
+
+    Attributes:
+        sampling: fields of SamplingParams without `seed`, for rows that have none of their own.
+        seed: the run's; row i's follows from it and i.
+        limit: rows at the most.
+        model: as the user named it; a run is bound to it.
+    """
+
+    source: Path
+    output: Path
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    limit: int | None = None
+    model: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MaxFailures:
+    """How many rows may fail before a run stops: a number, or a share of all rows."""
+
+    number: int | None = None
+    ratio: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> MaxFailures:
+        """Read `N` or `P%`.
+
+        Raises:
+            InvalidRequest: it is neither.
+        """
+        digits, percent, rest = text.partition("%")
+        try:
+            if percent and not rest and 0 <= float(digits) <= 100:
+                return cls(ratio=float(digits) / 100)
+            if not percent and int(digits) >= 0:
+                return cls(number=int(digits))
+        except ValueError:
+            pass
+        raise InvalidRequest(f"--max-failures is {text!r}; give a number of rows, or a share as 5%")
+
+    def allows(self, rows_failed: int, rows_total: int) -> bool:
+        """Whether a run of so many rows may go on after so many failures."""
+        limit = self.number if self.ratio is None else self.ratio * rows_total
+        return limit is None or rows_failed <= limit
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a run in time, failures and requests in flight."""
+
+    max_in_flight: int
+    max_failures: MaxFailures = field(default_factory=MaxFailures)
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come. Tokens and seconds are of this session, rows of the whole run."""
+
+    rows_total: int
+    rows_done: int
+    rows_failed: int
+    rows_before: int
+    prompt_tokens: int
+    completion_tokens: int
+    elapsed_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Completion tokens a second, of this session."""
+        return self.completion_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at this session's pace; None before there is one."""
+        done = self.rows_done - self.rows_before
+        return (self.rows_total - self.rows_done) / done * self.elapsed_s if done else None

@@ -1,0 +1,290 @@
+"""One bulk run: from what an earlier run left, through the window, to the manifest.
+
+Owns the order of things and when a run ends. It knows no terminal: how it goes is told to a
+callable once a turn, which may also raise to end the run; whatever ends it, its state is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Literal
+
+from shoal.bulk.folder import RunFolder
+from shoal.bulk.manifest import InputFile, Manifest, Parameters, load
+from shoal.bulk.plan import Limits, Plan, Progress
+from shoal.bulk.readers import read_rows, survey
+from shoal.bulk.resume import Row, Written, join
+from shoal.bulk.rows import FailedRow, InputRow, RowDefaults
+from shoal.bulk.window import Slot, Window
+from shoal.bulk.writer import OrderedWriter
+from shoal.client import Client
+from shoal.errors import InvalidRequest, QueueFull, RedisUnavailable, ShoalError
+from shoal.jobs import MAX_PACK_REQUESTS
+from shoal.wire import GenerationResult, SamplingParams, parse
+
+MAX_ATTEMPTS = 2
+MAX_WAITING_ROWS = 8_192  # Rows that ended before an earlier one; beyond it nothing new is sent.
+MAX_READ_ROWS = 1_024  # In one turn, so that a file of broken rows cannot keep a signal waiting.
+MAX_OUTAGE_S = 60.0
+POLL_S = 0.5
+NUM_EXAMPLES = 3
+MIN_JOBS = 16
+
+Ending = Literal["complete", "interrupted", "timed out", "too many failures"]
+
+
+class BulkRun:
+    """A run under its folder's lock. `begin` looks; nothing is written before `generate`.
+
+    Attributes:
+        examples: a few rows of this session with their results, to show.
+        fingerprints: the kinds of workers that answered in this session.
+    """
+
+    def __init__(
+        self, plan: Plan, manifest: Manifest, rows_total: int, written: Written, rows: Iterator[Row]
+    ) -> None:
+        self.plan = plan
+        self.folder = RunFolder(plan.output)
+        self.manifest = manifest
+        self.rows_total = rows_total
+        self.examples: list[tuple[InputRow, GenerationResult]] = []
+        self.fingerprints: set[str] = set()
+        self._written = written
+        self._before = replace(written)
+        self._rows = enumerate(rows, start=written.rows)
+        self._fresh: list[Slot] = []
+        self._again: list[Slot] = []
+        self._is_read = False
+        self._started_s = self._contact_s = time.monotonic()
+
+    @classmethod
+    @contextlib.contextmanager
+    def locked(cls, plan: Plan) -> Iterator[BulkRun]:
+        """`begin` under the lock of the output's folder, which is held within.
+
+        Raises:
+            OutputLocked: another run has it. InvalidRequest: as `begin`.
+        """
+        with RunFolder(plan.output).locked():
+            yield cls.begin(plan)
+
+    @classmethod
+    def begin(cls, plan: Plan) -> BulkRun:
+        """Read the input once, and what an earlier run has written of it.
+
+        Raises:
+            InvalidRequest: the output belongs to another run, or to none.
+        """
+        folder = RunFolder(plan.output)
+        sampling = parse(SamplingParams, dict(plan.sampling))
+        found = survey(plan.source)
+        manifest = Manifest(
+            input=InputFile(path=str(plan.source), sha256=found.sha256, rows=found.num_rows),
+            parameters=Parameters(
+                input_format=plan.source.suffix.removeprefix("."),
+                sampling=sampling.model_dump(mode="json", exclude={"seed"}),
+                seed=plan.seed,
+                limit=plan.limit,
+                model=plan.model,
+            ),
+            output=str(plan.output),
+        )
+        defaults = RowDefaults(plan.sampling, plan.seed)
+        rows: Iterator[Row] = islice(read_rows(plan.source, defaults), plan.limit)
+        total = found.num_rows if plan.limit is None else min(found.num_rows, plan.limit)
+        if plan.overwrite or not _earlier(folder, manifest):
+            return cls(plan, manifest, total, Written(), rows)
+        written, rows = join(rows, folder.output, folder.errors)
+        return cls(plan, manifest, total, written, rows)
+
+    @property
+    def has_rows_left(self) -> bool:
+        """Whether there is anything to generate."""
+        return self._written.rows < self.rows_total
+
+    @property
+    def rows_before(self) -> int:
+        """Rows that an earlier run has written."""
+        return self._before.rows
+
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        written, before = self._written, self._before
+        return Progress(
+            rows_total=self.rows_total,
+            rows_done=written.rows,
+            rows_failed=written.rows_failed,
+            rows_before=before.rows,
+            prompt_tokens=written.prompt_tokens - before.prompt_tokens,
+            completion_tokens=written.completion_tokens - before.completion_tokens,
+            elapsed_s=time.monotonic() - self._started_s,
+        )
+
+    def finish(self) -> None:
+        """End a run that has no rows left: for the first time, if it was not complete before."""
+        was_complete = self.manifest.complete
+        self._take_stock(complete=True)
+        if not was_complete:
+            with self._writer():
+                pass  # Whatever an earlier run left behind its last whole row is cut off.
+            self._save(complete=True)
+
+    def generate(
+        self,
+        client: Client,
+        queue: str,
+        limits: Limits,
+        *,
+        stop: Callable[[], bool],
+        on_turn: Callable[[Progress], None],
+        model: str | None = None,
+    ) -> Ending:
+        """Generate the rows that are left, until `stop` says so or a limit is reached.
+
+        Args:
+            model: asked for in each request; None takes whatever the worker serves.
+
+        Raises:
+            RedisUnavailable, QueueFull: for longer than `MAX_OUTAGE_S`. Whatever `on_turn` raises.
+        """
+        # A short run in full jobs would keep one worker of several busy, and show no progress.
+        num_left = self.rows_total - self._written.rows
+        window = Window(
+            client,
+            queue,
+            max_in_flight=limits.max_in_flight,
+            requests_per_job=max(1, min(MAX_PACK_REQUESTS, num_left // MIN_JOBS)),
+            model=model,
+        )
+        self._started_s = self._contact_s = time.monotonic()
+        with self._writer() as writer:
+            self._save()
+            try:
+                while (ending := self._ending(window, limits, stop)) is None:
+                    self._turn_or_wait(window, writer, on_turn)
+                    writer.sync_if_due(time.monotonic())
+            finally:
+                with contextlib.suppress(ShoalError):
+                    window.cancel()
+        self._save(complete=ending == "complete")
+        return ending
+
+    def _writer(self) -> OrderedWriter:
+        return OrderedWriter(self.plan.output, self.folder.errors, self._written, self._save)
+
+    def _ending(self, window: Window, limits: Limits, stop: Callable[[], bool]) -> Ending | None:
+        if stop():
+            return "interrupted"
+        if not limits.max_failures.allows(self._written.rows_failed, self.rows_total):
+            return "too many failures"
+        if self._is_read and window.is_empty and not self._fresh and not self._again:
+            return "complete"
+        elapsed_s = time.monotonic() - self._started_s
+        if limits.timeout_s is not None and elapsed_s >= limits.timeout_s:
+            return "timed out"
+        return None
+
+    def _turn_or_wait(
+        self, window: Window, writer: OrderedWriter, on_turn: Callable[[Progress], None]
+    ) -> None:
+        """A turn; if Redis is away or full for now, a pause instead."""
+        try:
+            self._turn(window, writer)
+            on_turn(self.progress())
+            self._contact_s = time.monotonic()
+        except (RedisUnavailable, QueueFull):
+            if time.monotonic() - self._contact_s > MAX_OUTAGE_S:
+                raise
+            time.sleep(POLL_S)
+
+    def _turn(self, window: Window, writer: OrderedWriter) -> None:
+        """Send what there is room for, and take in what has ended."""
+        # Rows for another attempt go first and whatever the room: the writer waits for them.
+        window.submit(self._again, alone=True)
+        self._again.clear()
+        self._read(min(window.room, MAX_WAITING_ROWS - writer.num_waiting), writer)
+        window.submit(self._fresh)
+        self._fresh.clear()
+        for slot, result in window.collect(POLL_S):
+            if result.error is not None and result.error.retryable and slot.attempts < MAX_ATTEMPTS:
+                self._again.append(slot)
+            else:
+                writer.put(slot.position, self._outcome(slot, result))
+
+    def _read(self, room: int, writer: OrderedWriter) -> None:
+        """Read rows for so many sequences; broken ones are answered here."""
+        room -= sum(slot.num_sequences for slot in self._fresh)
+        for _ in range(MAX_READ_ROWS):
+            if room <= 0:
+                return
+            position, row = next(self._rows, (None, None))
+            if position is None or row is None:
+                self._is_read = True
+                return
+            if isinstance(row, FailedRow):
+                writer.put(position, row)
+            else:
+                slot = Slot(position, row)
+                self._fresh.append(slot)
+                room -= slot.num_sequences
+
+    def _outcome(self, slot: Slot, result: GenerationResult) -> tuple[InputRow, Any] | FailedRow:
+        row = slot.row
+        if result.error is not None:
+            place = replace(row.place, attempts=row.place.attempts + slot.attempts)
+            return FailedRow(place, row.id, row.source, result.error)
+        self.fingerprints.add(result.fingerprint)
+        self.manifest.fingerprint = self.manifest.fingerprint or result.fingerprint
+        self.manifest.model = self.manifest.model or result.model
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append((row, result))
+        return row, result
+
+    def _save(self, *, complete: bool = False) -> None:
+        self._take_stock(complete=complete)
+        self.manifest.save(self.folder.manifest)
+
+    def _take_stock(self, *, complete: bool) -> None:
+        written, digest = self._written, self._written.sha256.hexdigest()
+        update = {
+            "rows_done": written.rows,
+            "rows_failed": written.rows_failed,
+            "completions": written.completions,
+            "complete": complete,
+            "output_bytes": written.output_bytes,
+            # In this output format a file is its canonical rows and nothing else.
+            "rows_sha256": digest,
+            "file_sha256": digest,
+        }
+        self.manifest = self.manifest.model_copy(update=update)
+
+
+def _earlier(folder: RunFolder, manifest: Manifest) -> bool:
+    """Whether the files hold rows of an earlier run of the same; its findings are taken over.
+
+    Raises:
+        InvalidRequest: they are another run's, or no run's.
+    """
+    sizes = [path.stat().st_size if path.exists() else 0 for path in (folder.output, folder.errors)]
+    if not any(sizes):
+        return False
+    earlier = load(folder.manifest)
+    if earlier is None:
+        raise InvalidRequest(
+            f"{folder.output} exists and no bulk run wrote it; name another output, or give "
+            "--overwrite to replace it"
+        )
+    earlier.require_same(manifest, folder.output)
+    if earlier.complete and sizes[0] > earlier.output_bytes:
+        raise InvalidRequest(
+            f"{folder.output} was complete with {earlier.output_bytes} bytes and has {sizes[0]} "
+            "now; name another output, or give --overwrite to replace it"
+        )
+    manifest.fingerprint, manifest.model = earlier.fingerprint, earlier.model
+    manifest.complete = earlier.complete
+    return True

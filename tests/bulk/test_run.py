@@ -1,0 +1,459 @@
+"""Whole bulk runs against a scripted worker: order, errors, resume, limits."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import wait_until
+from tests.scripted_worker import FINGERPRINT, ScriptedWorker
+
+from shoal.bulk.folder import OutputLocked, RunFolder
+from shoal.bulk.manifest import Manifest, load
+from shoal.bulk.outcomes import results_of
+from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress
+from shoal.bulk.run import BulkRun, Ending
+from shoal.bulk.seeds import row_seed
+from shoal.client import Client
+from shoal.errors import InvalidRequest, RedisUnavailable
+from shoal.jobs import JobState
+from shoal.wire import QUEUE_BULK
+
+LIMITS = Limits(max_in_flight=64, timeout_s=30)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[ScriptedWorker]:
+    with ScriptedWorker(redis_url) as worker:
+        yield worker
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+def write_input(tmp_path: Path, records: list[Any], name: str = "in.jsonl") -> Path:
+    path = tmp_path / name
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in records]
+    path.write_text("".join(text + "\n" for text in texts))
+    return path
+
+
+def prompts(number: int) -> list[Any]:
+    return [{"prompt": f"prompt {i}"} for i in range(number)]
+
+
+def never() -> bool:
+    return False
+
+
+def ignore(_progress: Progress) -> None:
+    pass
+
+
+def generate(
+    client: Client,
+    plan: Plan,
+    limits: Limits = LIMITS,
+    stop: Callable[[], bool] = never,
+    on_turn: Callable[[Progress], None] = ignore,
+) -> tuple[Ending, BulkRun]:
+    with BulkRun.locked(plan) as run:
+        return run.generate(client, QUEUE_BULK, limits, stop=stop, on_turn=on_turn), run
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def errors(output: Path) -> list[dict[str, Any]]:
+    return rows(RunFolder(output).errors)
+
+
+def manifest(output: Path) -> Manifest:
+    found = load(RunFolder(output).manifest)
+    assert found is not None
+    return found
+
+
+def test_rows_come_out_in_input_order_whatever_order_they_end_in(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = prompts(300)
+    records[3]["prompt"] += " HOLD"
+    source = write_input(tmp_path, records)
+
+    def release(progress: Progress) -> None:
+        # Nothing behind the held row is written, however much of it has ended.
+        assert worker.released.is_set() or progress.rows_done <= 3
+        if len(worker.seen) == len(records):
+            worker.released.set()
+
+    limits = Limits(max_in_flight=1_000, timeout_s=30)
+    ending, run = generate(client, Plan(source, output), limits, on_turn=release)
+
+    found = rows(output)
+    assert ending == "complete"
+    assert [row["index"] for row in found] == list(range(300))
+    assert [row["seed"] for row in found] == [row_seed(0, i) for i in range(300)]
+    assert found[5]["text"] == f" said 8 {row_seed(0, 5)} 0"
+    assert run.progress().completion_tokens == 300 * 16
+
+
+def test_the_manifest_tells_the_run_and_its_digests(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    source = write_input(tmp_path, prompts(5))
+
+    generate(client, Plan(source, output, {"max_tokens": 3}, seed=9, model="m"))
+
+    found = manifest(output)
+    assert found.complete
+    assert (found.rows_done, found.rows_failed, found.completions) == (5, 0, 5)
+    assert found.input.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert found.file_sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert found.fingerprint == FINGERPRINT
+    assert found.parameters.sampling["max_tokens"] == 3
+    assert found.parameters.seed == 9
+
+
+def test_what_cannot_be_generated_is_an_error_line_and_never_stops_the_run(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = [
+        {"prompt": "a"},
+        "{broken",
+        {"prompt": "b", "max_tokns": 1},
+        {"prompt": "TOOLONG", "id": "long"},
+        {"prompt": "FAIL"},
+        {"prompt": "FLAKY", "n": 2},
+        {"prompt": "c", "metadata": {"kept": True}},
+    ]
+
+    ending, run = generate(client, Plan(write_input(tmp_path, records), output))
+
+    assert ending == "complete"
+    assert [(row["index"], row["sample"]) for row in rows(output)] == [
+        (0, 0),
+        (5, 0),
+        (5, 1),
+        (6, 0),
+    ]
+    found = errors(output)
+    assert [(one["index"], one["line"], one["id"]) for one in found] == [
+        (1, 2, "1"),
+        (2, 3, "2"),
+        (3, 4, "long"),
+        (4, 5, "4"),
+    ]
+    assert [one["attempts"] for one in found] == [0, 0, 1, 1]
+    assert found[2]["error"]["code"] == "prompt_too_long"
+    assert "max_tokns" in found[1]["error"]["message"]
+    assert run.progress().rows_failed == 4
+
+
+def test_a_job_that_fails_as_a_whole_costs_only_the_row_that_fails_it(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = prompts(10)
+    records[4]["prompt"] = "JOBFAIL"
+
+    generate(client, Plan(write_input(tmp_path, records), output))
+
+    assert [row["index"] for row in rows(output)] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    (failed,) = errors(output)
+    assert (failed["index"], failed["attempts"], failed["error"]["code"]) == (4, 2, "job_failed")
+
+
+def test_jobs_that_somebody_cancels_are_error_lines(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    source = write_input(tmp_path, [{"prompt": "HOLD"}, {"prompt": "HOLD 2"}])
+
+    def cancel(_progress: Progress) -> None:
+        for key in client.redis.scan_iter("rq:job:*"):
+            client.job(key.decode().removeprefix("rq:job:")).cancel()
+
+    ending, _run = generate(client, Plan(source, output), on_turn=cancel)
+
+    assert ending == "complete"
+    assert [one["error"]["code"] for one in errors(output)] == ["cancelled", "cancelled"]
+
+
+def test_an_answer_to_other_requests_is_no_answer() -> None:
+    value = base64.b64encode(json.dumps({"v": 1, "results": []}).encode())
+    state = JobState("finished", entry={b"return_value": value})
+
+    (result,) = results_of(state, "j", ["row"])
+
+    assert result.error is not None
+    assert (result.id, result.error.code) == ("row", "bad_result")
+
+
+def test_the_errors_of_a_run_are_the_input_of_another_with_the_same_seeds(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    source = write_input(tmp_path, [{"prompt": "a"}, {"prompt": "b", "max_tokens": 0, "id": "x"}])
+    generate(client, Plan(source, output))
+    mended = tmp_path / "mended.jsonl"
+    lines = RunFolder(output).errors.read_text()
+    mended.write_text(lines.replace('"max_tokens": 0', '"max_tokens": 2'))
+    second = tmp_path / "second.jsonl"
+
+    ending, _run = generate(client, Plan(mended, second))
+
+    (row,) = rows(second)
+    assert ending == "complete"
+    assert (row["index"], row["id"], row["prompt"], row["seed"]) == (1, "x", "b", row_seed(0, 1))
+
+
+def test_nothing_of_a_run_is_left_in_redis(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    generate(client, Plan(write_input(tmp_path, prompts(100)), output))
+
+    assert client.redis.keys("rq:job:*") == []
+    assert client.redis.keys("rq:results:*") == []
+    assert client.redis.keys("rq:finished:*") == []
+
+
+def test_a_stopped_run_cancels_what_is_in_flight_and_goes_on_later(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = prompts(200)
+    records[40]["prompt"] += " HOLD"
+    plan = Plan(write_input(tmp_path, records), output)
+    seen: list[int] = []
+
+    ending, run = generate(
+        client,
+        plan,
+        stop=lambda: 36 in seen,
+        on_turn=lambda progress: seen.append(progress.rows_done),
+    )
+
+    assert ending == "interrupted"
+    assert run.progress().rows_done == 36
+    assert not manifest(output).complete
+    assert client.redis.keys("rq:job:*") == []
+    worker.released.set()
+
+    ending, run = generate(client, plan)
+
+    assert ending == "complete"
+    assert run.progress().rows_before == 36
+    assert [row["index"] for row in rows(output)] == list(range(200))
+    assert manifest(output).file_sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
+
+
+def test_a_file_torn_anywhere_is_made_whole_again(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = prompts(6)
+    records[2]["n"] = 3
+    records[4]["prompt"] = "FAIL"
+    plan = Plan(write_input(tmp_path, records), output)
+    generate(client, plan)
+    whole, error_lines = output.read_bytes(), RunFolder(output).errors.read_bytes()
+    chance = random.Random(0)
+    for _ in range(40):
+        output.write_bytes(whole[: chance.randrange(len(whole))])
+        RunFolder(output).errors.write_bytes(error_lines[: chance.randrange(len(error_lines) + 1)])
+
+        ending, run = generate(client, plan)
+
+        assert ending == "complete"
+        assert output.read_bytes() == whole
+        assert RunFolder(output).errors.read_bytes() == error_lines
+        assert run.manifest.rows_failed == 1
+
+
+def test_a_complete_run_has_nothing_left(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    plan = Plan(write_input(tmp_path, [*prompts(3), "{broken"]), output)
+    generate(client, plan)
+    before = output.read_bytes(), RunFolder(output).errors.read_bytes()
+
+    with BulkRun.locked(plan) as run:
+        assert not run.has_rows_left
+        run.finish()
+
+    assert (output.read_bytes(), RunFolder(output).errors.read_bytes()) == before
+    assert manifest(output).complete
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sampling": {"max_tokens": 5}}, r"max_tokens 16 \(now 5\)"),
+        ({"seed": 4}, r"seed 0 \(now 4\)"),
+        ({"limit": 2}, r"limit null \(now 2\)"),
+        ({"model": "n"}, r'model "m" \(now "n"\)'),
+    ],
+)
+def test_other_parameters_are_refused_by_name(
+    client: Client,
+    worker: ScriptedWorker,
+    tmp_path: Path,
+    output: Path,
+    change: dict[str, Any],
+    words: str,
+) -> None:
+    source = write_input(tmp_path, prompts(3))
+    given: dict[str, Any] = {"model": "m"}
+    generate(client, Plan(source, output, **given))
+
+    with pytest.raises(InvalidRequest, match=words):
+        BulkRun.begin(Plan(source, output, **(given | change)))
+
+
+def test_another_input_is_refused_unless_the_output_is_overwritten(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    generate(client, Plan(write_input(tmp_path, prompts(3)), output))
+    other = write_input(tmp_path, prompts(2), "other.jsonl")
+
+    with pytest.raises(InvalidRequest, match=r"another input \(.*in.jsonl, 3 rows\)"):
+        BulkRun.begin(Plan(other, output))
+    ending, _run = generate(client, Plan(other, output, overwrite=True))
+
+    assert ending == "complete"
+    assert len(rows(output)) == 2
+
+
+def test_a_file_that_no_run_wrote_is_not_touched(tmp_path: Path, output: Path) -> None:
+    output.write_text("precious\n")
+    plan = Plan(write_input(tmp_path, prompts(1)), output)
+
+    with pytest.raises(InvalidRequest, match="no bulk run wrote it"):
+        BulkRun.begin(plan)
+
+    assert output.read_text() == "precious\n"
+
+
+def test_rows_added_to_a_complete_output_are_not_cut_off(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    plan = Plan(write_input(tmp_path, prompts(1)), output)
+    generate(client, plan)
+    with output.open("a") as file:
+        file.write("precious\n")
+
+    with pytest.raises(InvalidRequest, match="was complete"):
+        BulkRun.begin(plan)
+
+
+def test_a_run_that_never_began_binds_nothing(tmp_path: Path, output: Path) -> None:
+    source = write_input(tmp_path, prompts(1))
+    with BulkRun.locked(Plan(source, output)):
+        pass
+
+    assert BulkRun.begin(Plan(source, output, seed=5)).has_rows_left
+
+
+def test_an_output_is_written_by_one_run_at_a_time(tmp_path: Path, output: Path) -> None:
+    plan = Plan(write_input(tmp_path, prompts(1)), output)
+
+    with (
+        BulkRun.locked(plan),
+        pytest.raises(OutputLocked, match="another run"),
+        BulkRun.locked(plan),
+    ):
+        pass
+
+
+def test_a_run_stops_when_too_many_rows_have_failed(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = [{"prompt": "FAIL"}, {"prompt": "FAIL"}, *prompts(500)]
+    limits = Limits(max_in_flight=32, max_failures=MaxFailures(number=1))
+
+    ending, run = generate(client, Plan(write_input(tmp_path, records), output), limits)
+
+    assert ending == "too many failures"
+    assert run.progress().rows_done < 500
+
+
+def test_a_run_stops_when_its_time_is_up(client: Client, tmp_path: Path, output: Path) -> None:
+    limits = Limits(max_in_flight=32, timeout_s=0.2)
+
+    ending, _run = generate(client, Plan(write_input(tmp_path, prompts(3)), output), limits)
+
+    assert ending == "timed out"
+    assert client.redis.keys("rq:job:*") == []
+
+
+def test_a_limit_is_the_first_rows(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    generate(client, Plan(write_input(tmp_path, prompts(10)), output, limit=4))
+
+    assert [row["index"] for row in rows(output)] == [0, 1, 2, 3]
+
+
+def test_no_more_is_in_flight_than_allowed(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = prompts(1_000)
+    records[0]["prompt"] += " HOLD"
+    counts: list[int] = []
+
+    def count(_progress: Progress) -> None:
+        counts.append(len(list(client.redis.scan_iter("rq:job:*", count=1000))))
+        if len(worker.seen) >= 900:
+            worker.released.set()
+
+    ending, _run = generate(
+        client, Plan(write_input(tmp_path, records), output), LIMITS, on_turn=count
+    )
+
+    assert ending == "complete"
+    assert max(counts) <= LIMITS.max_in_flight // 32 + 2
+
+
+def test_a_short_absence_of_redis_does_not_end_a_run(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    absences = iter([RedisUnavailable("away"), RedisUnavailable("away")])
+
+    def fail_twice(_progress: Progress) -> None:
+        if (error := next(absences, None)) is not None:
+            raise error
+
+    ending, _run = generate(
+        client, Plan(write_input(tmp_path, prompts(3)), output), on_turn=fail_twice
+    )
+
+    assert ending == "complete"
+
+
+def test_jobs_that_redis_lost_are_sent_again(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = [{"prompt": "HOLD"}, {"prompt": "HOLD too"}]
+    losses = iter([client.redis.flushall])
+
+    def lose_once(_progress: Progress) -> None:
+        for lose in losses:
+            wait_until(lambda: len(worker.seen) == 2, "the worker holds the job")
+            lose()
+            worker.released.set()
+
+    ending, _run = generate(client, Plan(write_input(tmp_path, records), output), on_turn=lose_once)
+
+    assert ending == "complete"
+    assert len(rows(output)) == 2
