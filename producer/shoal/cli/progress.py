@@ -65,7 +65,6 @@ class BarDisplay:
             TextColumn("rows · {task.fields[speed]} · padding {task.fields[padding]}"),
             TextColumn("· {task.fields[left]}"),
             console=console,
-            transient=True,
         )
         self._row = self._bar.add_task("", total=None, speed="", padding="", left="")
 
@@ -124,6 +123,7 @@ class LineDisplay:
 
 def print_examples(run: BulkRun, console: Console) -> None:
     """A few of the completions, shortened."""
+    console.print()
     for row, result in run.examples:
         prompt = row.request.prompt if isinstance(row.request.prompt, str) else ""
         text = Text()
