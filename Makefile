@@ -23,6 +23,7 @@ NOT_LOCKED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 .PHONY: demo test setup check unit lock readme clean
 
 demo: $(READY)
+	@mkdir -p $(dir $(DEMO_OUTPUT))
 	@$(BIN)/shoal bulk ops/demo/prompts.txt -o $(DEMO_OUTPUT) --model demo --overwrite \
 		--max-tokens 48 --temperature 0.8 --top-k 50
 
