@@ -26,12 +26,21 @@ def _server_url() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     ) as server:
-        url = f"unix://{socket}?db=0"
-        with redis.Redis.from_url(url) as client:
-            wait_until(lambda: socket.exists() and bool(client.ping()), "the server answers")
-        yield url
-        server.terminate()
+        try:
+            url = f"unix://{socket}?db=0"
+            wait_until(lambda: _answers(url), "the server answers")
+            yield url
+        finally:
+            server.terminate()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 @pytest.fixture

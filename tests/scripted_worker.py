@@ -131,8 +131,8 @@ class ScriptedWorker(threading.Thread):
             return
         results = [self._result(job.id, i, request) for i, request in enumerate(requests)]
         if job.meta.get("stream"):
-            for word in re.findall(r" \S+", results[0].text):
-                self.redis.xadd(stream_key(job.id), {"text": word})
+            for word in re.finditer(r" \S+", results[0].text):
+                self.redis.xadd(stream_key(job.id), {"at": word.start(), "text": word[0]})
         job._result = {"v": 1, "results": [result.model_dump(mode="json") for result in results]}
         self._write(job, "started", partial(_succeed, job))
 

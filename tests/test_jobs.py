@@ -32,21 +32,26 @@ from shoal.jobs import (
     ENQUEUE_ONCE,
     FAILURE_TTL_S,
     MAX_PACK_BYTES,
+    MAX_PACK_REQUESTS,
     MAX_RETRIES,
     Handle,
     JobState,
     OutgoingJob,
+    StreamedText,
+    as_requests,
     cancel_key,
     error_from,
     make_request,
     new_job_id,
     outgoing_job,
     pack,
+    pack_size,
     prompt_bytes,
     read_job_result,
     read_states,
     result_of,
     results_key,
+    state_commands,
     stream_key,
 )
 from shoal.wire import (
@@ -223,6 +228,19 @@ def test_a_misspelt_field_is_refused_with_the_likely_one() -> None:
         make_request("a", deadlin=1.0)
 
 
+def test_prompts_share_their_sampling_and_requests_keep_their_own() -> None:
+    own = GenerationRequest(prompt="own", sampling=SamplingParams(max_tokens=1))
+
+    made = list(as_requests(["a", [1, 2], own], None, {"top_k": 3}))
+
+    shared = SamplingParams(top_k=3)
+    assert made == [
+        GenerationRequest(prompt="a", sampling=shared),
+        GenerationRequest(prompt=[1, 2], sampling=shared),
+        own,
+    ]
+
+
 # --- ids and handles
 
 
@@ -318,6 +336,46 @@ def test_a_prompt_is_sized_in_bytes_of_text_or_four_a_token() -> None:
     assert prompt_bytes(GenerationRequest(prompt=[1, 2])) == 8
 
 
+@given(st.integers(1, 10_000))
+def test_a_window_holds_eight_packs_or_packs_of_one(max_in_flight: int) -> None:
+    size = pack_size(max_in_flight)
+
+    assert 1 <= size <= MAX_PACK_REQUESTS
+    assert size == 1 or 8 * size <= max_in_flight
+
+
+# --- a stream of text
+
+
+def piece(number: int, at: int, text: str) -> tuple[bytes, dict[bytes, bytes]]:
+    return f"{number}-0".encode(), {b"at": str(at).encode(), b"text": text.encode()}
+
+
+@settings(deadline=None)
+@given(st.text("aé🐟", min_size=1, max_size=12), st.data())
+def test_pieces_of_several_attempts_make_the_text_once(whole: str, data: st.DataObject) -> None:
+    streamed, shown = StreamedText(), ""
+    num_attempts = data.draw(st.integers(1, 3))
+    for number in range(num_attempts):
+        # Each attempt says the text from its start, in pieces of its own, some way through it.
+        ends = sorted(data.draw(st.sets(st.integers(1, len(whole)), max_size=4)))
+        spans = zip([0, *ends], ends, strict=False)
+        entries = [piece(number, start, whole[start:end]) for start, end in spans]
+        shown += streamed.add(entries)
+
+    assert whole.startswith(shown)
+    assert shown + streamed.rest(whole) == whole
+
+
+def test_a_piece_behind_a_gap_waits_for_the_result() -> None:
+    streamed = StreamedText()
+
+    shown = streamed.add([piece(1, 0, "ab"), piece(2, 5, "fg")])
+
+    assert (shown, streamed.rest("abcdefg")) == ("ab", "cdefg")
+    assert streamed.last_id == "2-0"
+
+
 # --- reading a job's state
 
 
@@ -355,6 +413,14 @@ def test_a_missing_job_is_expired() -> None:
 def test_an_expired_result_says_when_it_expired() -> None:
     with pytest.raises(Expired, match=r"result of job j expired at 2001-09-09 01:46:40\+00:00"):
         read_job_result(state(None, expired_s=1e9), "j")
+
+
+def test_a_state_is_asked_for_with_what_its_reading_takes() -> None:
+    assert state_commands("j") == (
+        ("HGET", "rq:job:j", "status"),
+        ("XREVRANGE", "rq:results:j", "+", "-", "COUNT", 1),
+        ("ZSCORE", "rq:shoal:expiries", "j"),
+    )
 
 
 def test_several_states_are_read_from_one_row_of_replies() -> None:

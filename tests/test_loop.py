@@ -645,6 +645,20 @@ def test_streamed_pieces_join_to_the_final_text(
     assert "".join(serving.deltas()) == serving.result().text
 
 
+def test_each_piece_says_where_in_the_text_it_belongs() -> None:
+    serving = Serving(tokens_per_step=2)
+    serving.submit(request(max_tokens=9, stop=text_after("ab", 9)[4] + "zz"), streams=True)
+
+    serving.run()
+
+    pieces = [m for m in serving.said if isinstance(m, TextDelta)]
+    whole = serving.result().text
+    assert [whole[piece.at : piece.at + len(piece.text)] for piece in pieces] == serving.deltas()
+    assert [piece.at for piece in pieces] == [
+        sum(len(earlier.text) for earlier in pieces[:i]) for i in range(len(pieces))
+    ]
+
+
 def test_only_the_first_completion_of_a_job_that_streams_is_streamed() -> None:
     serving = Serving()
     serving.submit(request("a", n=2), request("b"), streams=True)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -436,14 +436,18 @@ def spaced_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>")
 
 
+SPACED = st.text("ab th北é🐟", min_size=1, max_size=12)
+
+
 @settings(deadline=None)
-@given(st.text("ab th北é🐟", min_size=1, max_size=12), CHUNKS)
+@given(SPACED, SPACED, CHUNKS)
+@example("a北🐟", "é th", [])  # The last six tokens of the prompt begin within a character.
 def test_words_and_bytes_of_a_llama_like_tokenizer_stream_to_their_text(
-    text: str, chunks: list[int]
+    before: str, text: str, chunks: list[int]
 ) -> None:
     spaced = TextCodec(spaced_tokenizer(), frozenset(), 400, TABLE)
-    prompt = list(spaced_tokenizer()("a prompt")["input_ids"])
-    whole = list(spaced_tokenizer()("a prompt" + text)["input_ids"])
+    prompt = list(spaced_tokenizer()(before)["input_ids"])
+    whole = list(spaced_tokenizer()(before + text)["input_ids"])
     assume(whole[: len(prompt)] == prompt)
     one = sequence(prompt)
 

@@ -19,7 +19,7 @@ from rq.worker.base import WorkerStatus
 from shoal.errors import ShoalError
 from shoal_worker.rq_private import RegisteredWorker
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 1.0  # What `shoal status` and a bulk run show is as old as that.
 SUSPENSION_S = 1.0
 CLEAN_S = 600.0
 WORKER_TTL_S = 30  # RQ adds a minute; a dead worker is listed for so long.

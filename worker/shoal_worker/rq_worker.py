@@ -216,7 +216,13 @@ class Worker:
         priority = self._settings.queues.index(claimed.queue)
         streams = bool(job.meta.get("stream"))
         argument = job.args[0] if len(job.args) == 1 and not job.kwargs else None
-        self._engine.tell(Submit(claimed.id, claimed.queue, argument, queued_s, priority, streams))
+        try:
+            self._engine.tell(
+                Submit(claimed.id, claimed.queue, argument, queued_s, priority, streams)
+            )
+        except RecursionError:
+            reason = "the job's argument is nested too deeply to be a GenerationJob"
+            self._held.end(claimed.id, lambda one: Failed(one, reason))
 
     def _commit(self) -> None:
         outcomes = list(self._held.outcomes)

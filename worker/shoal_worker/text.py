@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from itertools import chain
 from typing import Any, Protocol
@@ -68,6 +68,8 @@ class TextCodec:
         """
         prompt = self._encode(request)
         sampling = request.sampling
+        self._check_ids("stop_token_ids", sampling.stop_token_ids)
+        self._check_ids("logit_bias", sampling.logit_bias)
         stops = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             stops |= self._eos_token_ids
@@ -139,12 +141,16 @@ class TextCodec:
         if not tokens:
             raise InvalidRequest("the prompt has no tokens for this model's tokenizer")
         # Of text too: a tokenizer may have tokens that were added without growing the model.
-        if max(tokens) >= self._vocab_size:
+        self._check_ids("prompt", tokens)
+        return tokens
+
+    def _check_ids(self, field: str, token_ids: Iterable[int]) -> None:
+        largest = max(token_ids, default=0)
+        if largest >= self._vocab_size:
             raise InvalidRequest(
-                f"prompt holds token id {max(tokens)}; the model's vocabulary ends at "
+                f"{field} holds token id {largest}; the model's vocabulary ends at "
                 f"{self._vocab_size - 1}"
             )
-        return tokens
 
     def _text(self, sequence: Sequence) -> str:
         tokens = sequence.output_token_ids

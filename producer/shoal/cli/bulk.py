@@ -102,6 +102,7 @@ def bulk(
         ):
             limits = Limits(max(MAX_IN_FLIGHT, 2 * serving.num_slots), failures, timeout)
             ending = _generate(run, client, serving, queue, limits, stop)
+            serving.look_last()
             padding_ratio = serving.padding_ratio
     _report(run, padding_ratio, as_json=as_json)
     return _exit_code(run, ending, stop.signum)

@@ -18,12 +18,13 @@ from typing import Self
 from shoal.cli.exits import note
 from shoal.cli.show import error_console
 from shoal.client import Client, redis_errors
-from shoal.errors import InvalidRequest
+from shoal.errors import InvalidRequest, ShoalError
 from shoal.local_worker import LocalWorker
 from shoal.status import WorkerState, live_workers
 from shoal.wire import QUEUES
 
 WATCH_INTERVAL_S = 2.0
+TURN_S = 0.2  # Well over the time between a last commit and what the worker says after it.
 
 NO_MODEL = (
     "there is no model to start a worker with: name a folder or hub id with --model (or "
@@ -139,6 +140,12 @@ class Serving:
         """
         if time.monotonic() - self._watched_s >= WATCH_INTERVAL_S:
             self._look()
+
+    def look_last(self) -> None:
+        """Look once more when the work is done; a worker tells its figures when it turns idle."""
+        time.sleep(TURN_S)
+        with contextlib.suppress(ShoalError), redis_errors(self._client.redis_url):
+            self.workers = live_workers(self._client.redis, self._queue)
 
     def _look(self) -> None:
         for worker in self._local:
