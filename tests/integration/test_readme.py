@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -51,6 +52,23 @@ def test_its_make_targets_exist() -> None:
     assert MAKE == ["demo", "test"]
     for target in MAKE:
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_make_demo_ends_with_completions_and_throughput(tmp_path: Path) -> None:
+    if not (Path(sys.prefix) / ".ready").exists():
+        assert "CI" not in os.environ, "CI runs the tests in the environment that make has set up"
+        pytest.skip("make has not set this environment up")
+    output = tmp_path / "out" / "completions.jsonl"
+
+    done = run(["make", "demo", f"VENV={sys.prefix}", f"DEMO_OUTPUT={output}"], ROOT)
+
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s" in done.stdout
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    prompts = (ROOT / "ops/demo/prompts.txt").read_text(encoding="utf-8").splitlines()
+    assert [row["prompt"] for row in rows] == prompts
+    assert len(rows) >= 64
+    assert all(row["finish_reason"] in ("stop", "length") for row in rows)
 
 
 def test_its_examples_run(folder: Path, redis_url: str) -> None:
