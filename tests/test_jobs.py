@@ -27,6 +27,15 @@ from shoal.errors import (
     PromptTooLong,
     ShoalError,
 )
+from shoal.job_states import (
+    JobState,
+    StreamedText,
+    error_from,
+    read_job_result,
+    read_states,
+    result_of,
+    state_commands,
+)
 from shoal.jobs import (
     CANCEL_REQUEST,
     ENQUEUE_ONCE,
@@ -35,23 +44,16 @@ from shoal.jobs import (
     MAX_PACK_REQUESTS,
     MAX_RETRIES,
     Handle,
-    JobState,
     OutgoingJob,
-    StreamedText,
     as_requests,
     cancel_key,
-    error_from,
     make_request,
     new_job_id,
     outgoing_job,
     pack,
     pack_size,
     prompt_bytes,
-    read_job_result,
-    read_states,
-    result_of,
     results_key,
-    state_commands,
     stream_key,
 )
 from shoal.wire import (

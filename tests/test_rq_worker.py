@@ -22,7 +22,7 @@ from tests.scripted_engine import scripted_worker
 
 from shoal import AsyncClient, Cancelled, Client, Expired, GenerationFailed, ResultTimeout
 from shoal.errors import InvalidRequest, QueueFull
-from shoal.jobs import StreamedText
+from shoal.job_states import StreamedText
 from shoal.wire import GenerationRequest
 
 StartWorker = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]

@@ -18,31 +18,34 @@ from typing import Any, Self
 
 import redis
 
-from shoal.client import MAX_BLOCK_S, MAX_STATES_PER_READ, Client, redis_errors
+from shoal.client import Client
 from shoal.embedded import EmbeddedRedis
 from shoal.errors import ResultTimeout, ShoalError
+from shoal.job_queue import MAX_BLOCK_S, MAX_STATES_PER_READ
+from shoal.job_states import (
+    JobState,
+    StreamedText,
+    read_job_result,
+    read_states,
+    result_of,
+    state_commands,
+)
 from shoal.jobs import (
     DEFAULT_RESULT_TTL_S,
     ENQUEUE_ONCE,
     MAX_PACK_REQUESTS,
     Handle,
-    JobState,
     OutgoingJob,
-    StreamedText,
     as_requests,
     make_request,
     new_job_id,
     outgoing_job,
     pack,
     pack_size,
-    read_job_result,
-    read_states,
-    result_of,
     results_key,
-    state_commands,
     stream_key,
 )
-from shoal.redis_url import connect_async, resolve_url
+from shoal.redis_url import connect_async, redis_errors, resolve_url
 from shoal.wire import QUEUE_DEFAULT, GenerationRequest, GenerationResult, JobResult, SamplingParams
 
 STREAM_BLOCK_MS = 100  # The result itself comes over another connection.

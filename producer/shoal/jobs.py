@@ -7,15 +7,10 @@ the blocking and the asyncio client share all of it.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -28,13 +23,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from shoal.errors import (
-    Cancelled,
-    Expired,
-    GenerationFailed,
     InvalidRequest,
-    ModelMismatch,
-    PromptTooLong,
-    ShoalError,
 )
 from shoal.wire import (
     FUNCTION_NAME,
@@ -42,9 +31,6 @@ from shoal.wire import (
     QUEUE_DEFAULT,
     GenerationJob,
     GenerationRequest,
-    GenerationResult,
-    JobResult,
-    ResultError,
     SamplingParams,
     parse,
 )
@@ -85,8 +71,6 @@ CANCEL_TTL_S = 86_400
 
 # When each result goes, or went: the worker notes it, and keeps the note for a day longer.
 EXPIRIES_KEY = f"{RQ_KEY_PREFIX}:shoal:expiries"
-
-FINAL_STATUSES = frozenset({"finished", "failed", "canceled", "stopped"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,140 +261,6 @@ def stream_key(job_id: str) -> str:
 def cancel_key(job_id: str) -> str:
     """The key of the set of a job's cancelled requests, by index."""
     return f"{RQ_KEY_PREFIX}:shoal:cancel:{job_id}"
-
-
-class StreamedText:
-    """A streaming job's text, put together from pieces that say where they belong.
-
-    A job that lost its worker runs again and, having the same seed, says the same from its start:
-    what was there before is left out.
-    """
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.last_id = "0-0"
-
-    def add(self, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> str:
-        """What entries of the job's stream add to the text."""
-        before = len(self.text)
-        for entry_id, fields in entries:
-            self.last_id = entry_id.decode()
-            piece, at = fields[b"text"].decode(), int(fields[b"at"])
-            if at <= len(self.text):
-                self.text += piece[len(self.text) - at :]
-        return self.text[before:]
-
-    def rest(self, whole: str) -> str:
-        """What the result has beyond the pieces."""
-        return whole[len(self.text) :] if whole.startswith(self.text) else ""
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """What Redis says of a job.
-
-    Attributes:
-        status: RQ's; None where there is no such job.
-        expired_s: when its result went, in Unix seconds, where that is known.
-        entry_id, entry: the newest in its result stream.
-    """
-
-    status: str | None
-    expired_s: float | None = None
-    entry_id: str | None = None
-    entry: Mapping[bytes, bytes] | None = None
-
-    @property
-    def is_final(self) -> bool:
-        """Whether waiting on would change nothing."""
-        return self.status is None or self.status in FINAL_STATUSES
-
-
-def state_commands(job_id: str) -> tuple[Command, Command, Command]:
-    """What to ask, in one transaction: a status without the entry written with it would mislead."""
-    return (
-        ("HGET", RQJob.key_for(job_id), "status"),
-        ("XREVRANGE", results_key(job_id), "+", "-", "COUNT", 1),
-        ("ZSCORE", EXPIRIES_KEY, job_id),
-    )
-
-
-def read_states(job_ids: Sequence[str], replies: Sequence[Any]) -> dict[str, JobState]:
-    """The states of jobs from the replies to their `state_commands`, one after the other."""
-    states = {}
-    each = zip(job_ids, replies[::3], replies[1::3], replies[2::3], strict=True)
-    for job_id, status, entries, expired_s in each:
-        entry_id, entry = entries[0] if entries else (b"", None)
-        text = None if status is None else status.decode()
-        states[job_id] = JobState(text, expired_s, entry_id.decode() or None, entry)
-    return states
-
-
-def read_job_result(state: JobState, job_id: str) -> JobResult:
-    """All results of a final job.
-
-    Raises:
-        Cancelled: it was cancelled or stopped. Expired: it is gone. GenerationFailed: it failed.
-    """
-    if state.status is None:
-        raise Expired(_gone_text(job_id, state.expired_s))
-    if state.status in {"canceled", "stopped"}:
-        raise Cancelled(f"job {job_id} was cancelled")
-    entry = state.entry or {}
-    if state.status == "failed" or b"return_value" not in entry:
-        raise GenerationFailed(_failure_text(entry, job_id), code="job_failed", retryable=True)
-    try:
-        return parse(JobResult, json.loads(base64.b64decode(entry[b"return_value"])))
-    except (binascii.Error, ValueError) as error:
-        raise GenerationFailed(
-            f"job {job_id} holds a result that is not in the wire format: {error}",
-            code="bad_result",
-        ) from None
-
-
-def result_of(handle: Handle, job: JobResult) -> GenerationResult:
-    """The result of one handle's request, raising the error that it carries, if any."""
-    if handle.index >= len(job.results):
-        raise InvalidRequest(f"{handle} is out of range: the job has {len(job.results)} requests")
-    result = job.results[handle.index]
-    if result.error is not None:
-        raise error_from(result.error, str(handle))
-    return result
-
-
-def error_from(error: ResultError, handle: str) -> ShoalError:
-    """The exception that stands for a result's error."""
-    text = f"{handle}: {error.message}"
-    match error.code:
-        case "cancelled":
-            return Cancelled(text)
-        case "expired":
-            return Expired(text)
-        case "prompt_too_long":
-            return PromptTooLong(text)
-        case "invalid_request":
-            return InvalidRequest(text)
-        case "model_mismatch":
-            return ModelMismatch(text, code=error.code)
-        case _:
-            return GenerationFailed(text, code=error.code, retryable=error.retryable)
-
-
-def _gone_text(job_id: str, expired_s: float | None) -> str:
-    if expired_s is None:
-        return f"no job {job_id}: it was never submitted here, or deleted, or gone for over a day"
-    when = datetime.fromtimestamp(expired_s, UTC).isoformat(sep=" ", timespec="seconds")
-    return f"the result of job {job_id} expired at {when}; ask for a longer result_ttl"
-
-
-def _failure_text(entry: Mapping[bytes, bytes], job_id: str) -> str:
-    packed = entry.get(b"exc_string", b"")
-    try:
-        reason = zlib.decompress(base64.b64decode(packed)).decode() if packed else ""
-    except (binascii.Error, zlib.error, UnicodeDecodeError):
-        reason = ""
-    last_line = reason.strip().rpartition("\n")[2] or "no reason was recorded"
-    return f"job {job_id} failed: {last_line}"
 
 
 def _description(job: GenerationJob) -> str:

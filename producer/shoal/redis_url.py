@@ -11,7 +11,8 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -27,7 +28,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from shoal.errors import RedisUnavailable
+from shoal.errors import QueueFull, RedisUnavailable
 
 SCHEMES = ("redis", "rediss", "unix")
 VARIABLES = ("SHOAL_REDIS_URL", "REDIS_URL")
@@ -114,6 +115,24 @@ def redacted(url: str) -> str:
     tail = re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", tail, flags=re.IGNORECASE)
     shown_user = f"{user}:***" if colon else "***"
     return f"{scheme}{separator}{shown_user if at else ''}{at}{address}{tail}"
+
+
+@contextmanager
+def redis_errors(url: str) -> Iterator[None]:
+    """Turn redis-py's errors into Shoal's.
+
+    Raises:
+        QueueFull: Redis is out of memory. RedisUnavailable: it does not answer.
+    """
+    try:
+        yield
+    except redis.OutOfMemoryError:
+        raise QueueFull(
+            f"Redis at {redacted(url)} is out of memory and takes no more; wait for workers to "
+            "catch up, or raise its maxmemory"
+        ) from None
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise RedisUnavailable(f"Redis at {redacted(url)} does not answer: {error}") from None
 
 
 def connect(url: str, *, socket_timeout_s: float = 5.0, retries: int = 3) -> redis.Redis:

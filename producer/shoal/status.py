@@ -17,7 +17,8 @@ from redis import Redis
 from rq.defaults import RQ_KEY_PREFIX
 
 from shoal.errors import ShoalError
-from shoal.jobs import JobState, read_job_result, results_key
+from shoal.job_states import JobState, read_job_result
+from shoal.jobs import results_key
 from shoal.wire import QUEUES
 
 REGISTRIES = {

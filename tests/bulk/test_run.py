@@ -22,7 +22,7 @@ from shoal.bulk.run import BulkRun, Ending
 from shoal.bulk.seeds import row_seed
 from shoal.client import Client
 from shoal.errors import InvalidRequest, RedisUnavailable
-from shoal.jobs import JobState
+from shoal.job_states import JobState
 from shoal.wire import QUEUE_BULK
 
 LIMITS = Limits(max_in_flight=64, timeout_s=30)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shoal.errors import Cancelled, Expired, GenerationFailed, ShoalError
-from shoal.jobs import JobState, read_job_result
+from shoal.job_states import JobState, read_job_result
 from shoal.wire import GenerationResult, ResultError
 
 

@@ -17,9 +17,10 @@ from typing import Self
 
 from shoal.cli.exits import note
 from shoal.cli.show import error_console
-from shoal.client import Client, redis_errors
+from shoal.client import Client
 from shoal.errors import InvalidRequest, ShoalError
 from shoal.local_worker import LocalWorker
+from shoal.redis_url import redis_errors
 from shoal.status import WorkerState, live_workers
 from shoal.wire import QUEUES
 

@@ -16,7 +16,7 @@ from shoal.cli.exits import EXIT_DONE
 from shoal.cli.options import common_options
 from shoal.cli.serving import connected
 from shoal.cli.show import MISSING, duration, output_console, plain_table, share
-from shoal.client import redis_errors
+from shoal.redis_url import redis_errors
 from shoal.status import REGISTRIES, Snapshot, read_snapshot
 
 WATCH_INTERVAL_S = 2.0

@@ -23,7 +23,8 @@ from shoal.errors import (
     InvalidRequest,
     ResultTimeout,
 )
-from shoal.jobs import Handle, JobState, make_request, read_job_result
+from shoal.job_states import JobState, read_job_result
+from shoal.jobs import Handle, make_request
 from shoal.status import queue_of
 from shoal.wire import QUEUE_DEFAULT, GenerationRequest, GenerationResult
 
