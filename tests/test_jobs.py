@@ -56,6 +56,7 @@ from shoal.jobs import (
     results_key,
     stream_key,
 )
+from shoal.validation import parse
 from shoal.wire import (
     FUNCTION_NAME,
     MAX_REQUESTS_PER_JOB,
@@ -65,7 +66,6 @@ from shoal.wire import (
     JobResult,
     ResultError,
     SamplingParams,
-    parse,
 )
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import FakeClock, FakeEngine, LetterTokenizer, letter, text_after
 
-from shoal.wire import Completion, GenerationResult, JobResult, parse
+from shoal.validation import parse
+from shoal.wire import Completion, GenerationResult, JobResult
 from shoal_worker.events import EngineState, Event, RequestEnded, StepRun
 from shoal_worker.lanes import LaneSpec, LaneTable
 from shoal_worker.loop import MAX_FAILED_STEPS, ServingLoop

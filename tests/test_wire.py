@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from shoal.errors import InvalidRequest
+from shoal.validation import parse
 from shoal.wire import (
     MAX_METADATA_BYTES,
     MAX_METADATA_LEVELS,
@@ -28,7 +29,6 @@ from shoal.wire import (
     SamplingParams,
     Timing,
     Usage,
-    parse,
 )
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -27,7 +27,8 @@ from shoal.errors import (
     ShoalError,
 )
 from shoal.jobs import EXPIRIES_KEY, Command, Handle, results_key
-from shoal.wire import GenerationResult, JobResult, ResultError, parse
+from shoal.validation import parse
+from shoal.wire import GenerationResult, JobResult, ResultError
 
 FINAL_STATUSES = frozenset({"finished", "failed", "canceled", "stopped"})
 

@@ -25,6 +25,7 @@ from rq.serializers import JSONSerializer
 from shoal.errors import (
     InvalidRequest,
 )
+from shoal.validation import parse
 from shoal.wire import (
     FUNCTION_NAME,
     MAX_REQUESTS_PER_JOB,
@@ -32,7 +33,6 @@ from shoal.wire import (
     GenerationJob,
     GenerationRequest,
     SamplingParams,
-    parse,
 )
 
 DEFAULT_RESULT_TTL_S = 86_400

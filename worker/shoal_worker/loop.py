@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shoal.errors import InvalidRequest, PromptTooLong
-from shoal.wire import FinishReason, GenerationJob, parse
+from shoal.validation import parse
+from shoal.wire import FinishReason, GenerationJob
 from shoal_worker.answers import Answers, OpenJob, OpenRequest, request_ended
 from shoal_worker.events import EngineState, Event
 from shoal_worker.lanes import LaneSpec

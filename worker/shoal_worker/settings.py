@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from shoal.errors import InvalidRequest
-from shoal.wire import QUEUES, explain
+from shoal.validation import explain
+from shoal.wire import QUEUES
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal["highest", "high", "medium"]

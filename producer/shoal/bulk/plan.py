@@ -71,7 +71,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come. Tokens and seconds are of this session, rows of the whole run."""
+    """How far a run has come. Tokens and seconds count from this start, rows from the first."""
 
     rows_total: int
     rows_done: int
@@ -83,11 +83,11 @@ class Progress:
 
     @property
     def tokens_per_s(self) -> float:
-        """Completion tokens a second, of this session."""
+        """Completion tokens a second since this start."""
         return self.completion_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at this session's pace; None before there is one."""
+        """Seconds left at the pace since this start; None before there is one."""
         done = self.rows_done - self.rows_before
         return (self.rows_total - self.rows_done) / done * self.elapsed_s if done else None

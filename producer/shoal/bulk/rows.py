@@ -13,7 +13,8 @@ from typing import Any
 
 from shoal.bulk.seeds import row_seed
 from shoal.errors import InvalidRequest
-from shoal.wire import GenerationRequest, GenerationResult, ResultError, SamplingParams, parse
+from shoal.validation import parse
+from shoal.wire import GenerationRequest, GenerationResult, ResultError, SamplingParams
 
 COLUMNS = (
     "index",

@@ -24,7 +24,8 @@ from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
 from shoal.errors import InvalidRequest, QueueFull, RedisUnavailable, ShoalError
 from shoal.jobs import MAX_PACK_REQUESTS
-from shoal.wire import GenerationResult, SamplingParams, parse
+from shoal.validation import parse
+from shoal.wire import GenerationResult, SamplingParams
 
 MAX_ATTEMPTS = 2
 MAX_WAITING_ROWS = 8_192  # Rows that ended before an earlier one; beyond it nothing new is sent.
@@ -41,8 +42,8 @@ class BulkRun:
     """A run under its folder's lock. `begin` looks; nothing is written before `generate`.
 
     Attributes:
-        examples: a few rows of this session with their results, to show.
-        fingerprints: the kinds of workers that answered in this session.
+        examples: a few rows with their results, to show.
+        fingerprints: the kinds of workers that have answered since this start.
     """
 
     def __init__(

@@ -159,7 +159,7 @@ def print_summary(run: BulkRun, padding_ratio: float | None, console: Console) -
 
 
 def summary_record(run: BulkRun, padding_ratio: float | None) -> dict[str, Any]:
-    """What came of a run, as plain JSON values. Tokens and seconds are of this session."""
+    """What came of a run, as plain JSON values. Tokens and seconds count from this start."""
     progress, manifest = run.progress(), run.manifest
     return {
         "complete": manifest.complete,
