@@ -25,7 +25,7 @@ from shoal.errors import (
 )
 from shoal.job_states import JobState, read_job_result
 from shoal.jobs import Handle, make_request
-from shoal.status import queue_of
+from shoal.status import live_workers, queue_of
 from shoal.wire import QUEUE_DEFAULT, GenerationRequest, GenerationResult
 
 POLL_S = 1.0
@@ -139,12 +139,12 @@ def _for_model(requests: list[GenerationRequest], model: str | None) -> list[Gen
 
 def _leave(client: Client, requests: list[GenerationRequest], queue: str, model: str | None) -> int:
     """Submit, print ids, don't wait."""
+    if client.is_embedded and not live_workers(client.redis, queue):
+        raise InvalidRequest(
+            "nobody would do it: no worker uses the embedded Redis. Start one first "
+            "(`shoal worker --model demo`), or leave --no-wait out"
+        )
     with Serving(client, queue, model, may_start=False) as serving:
-        if client.is_embedded and not serving.workers:
-            raise InvalidRequest(
-                "nobody would do it: no worker uses the embedded Redis. Start one first "
-                "(`shoal worker --model demo`), or leave --no-wait out"
-            )
         jobs = client.submit_many(_for_model(requests, serving.requested_model()), queue=queue)
     for job in jobs:
         click.echo(job.id)

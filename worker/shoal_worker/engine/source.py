@@ -71,6 +71,13 @@ def _fetched(model: str) -> Path:
     except _HUB_ERRORS as error:
         raise ModelError(
             f"model {model!r} is no folder here and could not be fetched from the hub "
-            f"({one_line(error)}); name a local folder or check the network"
+            f"({one_line(_root(error))}); name a local folder or check the network"
         ) from None
     return Path(folder)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What began it: the hub's client wraps a fault of the network in paragraphs of advice."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
