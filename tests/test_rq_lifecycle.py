@@ -313,6 +313,55 @@ def test_recovery_leaves_living_leases_alone(connection: redis.Redis) -> None:
     assert life.recover() == []
 
 
+def test_a_job_that_rq_cannot_read_is_failed_and_its_neighbours_run(
+    connection: redis.Redis,
+) -> None:
+    q = queue(connection)
+    broken, fine = enqueue(q), enqueue(q)
+    connection.hdel(broken.key, "data")
+    life = lifecycle(connection, ["q"])
+
+    assert [one.id for one in life.claim(10)] == [fine.id]
+
+    assert connection.hget(broken.key, "status") == b"failed"
+    assert connection.zscore("rq:failed:q", broken.id) is not None
+    members: Any = connection.zrange("rq:wip:q", 0, -1)
+    assert [member.decode().split(":")[0] for member in members] == [fine.id]
+    assert connection.zcard(LEASES_KEY) == 1
+
+
+def test_a_job_moved_here_from_another_queue_keeps_its_own_registries(
+    connection: redis.Redis,
+) -> None:
+    job = enqueue(queue(connection, "elsewhere"))
+    connection.delete("rq:queue:elsewhere")
+    connection.rpush("rq:queue:q", job.id)
+    life = lifecycle(connection, ["q"])
+    [claimed] = life.claim(1)
+
+    assert life.commit([Succeeded(claimed, 1)]) == [True]
+
+    finished = FinishedJobRegistry("elsewhere", connection=connection)
+    assert finished.get_job_ids() == [job.id]
+
+
+@pytest.mark.parametrize(("result_ttl", "is_kept"), [(0, False), (-1, True)])
+def test_a_result_is_kept_as_long_as_its_job_asks(
+    connection: redis.Redis, result_ttl: int, is_kept: bool
+) -> None:
+    job = enqueue(queue(connection), result_ttl=result_ttl)
+    life = lifecycle(connection, ["q"])
+    [claimed] = life.claim(1)
+
+    assert life.commit([Succeeded(claimed, 1)]) == [True]
+
+    assert bool(connection.exists(job.key)) == is_kept
+    assert bool(connection.exists(f"rq:results:{job.id}")) == is_kept
+    assert connection.ttl(job.key) == (-1 if is_kept else -2)
+    assert connection.keys("rq:execution*") == []
+    assert connection.zcard("rq:wip:q") == 0
+
+
 def test_dependents_run_after_their_job(connection: redis.Redis) -> None:
     q = queue(connection)
     first = enqueue(q)

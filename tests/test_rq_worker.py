@@ -315,6 +315,17 @@ def test_a_malformed_job_is_failed_with_a_reason(client: Client, start_worker: S
         client.job(job.id).result(timeout=20)
 
 
+@pytest.mark.parametrize("meta", ["not JSON", '["a list"]', '{"requests": "many", "stream": 1}'])
+def test_strange_meta_of_another_client_does_no_harm(
+    client: Client, start_worker: StartWorker, meta: str
+) -> None:
+    queue = Queue("shoal-default", connection=client.redis, serializer=JSONSerializer)
+    job = queue.enqueue("shoal.generate", {"v": 1, "requests": [{"prompt": "p"}]}, description="d")
+    client.redis.hset(job.key, "meta", meta)
+    with start_worker():
+        assert client.job(job.id).result(timeout=20).text == "P"
+
+
 def test_rq_lists_the_worker_busy_with_its_jobs_and_then_gone(
     client: Client, start_worker: StartWorker
 ) -> None:

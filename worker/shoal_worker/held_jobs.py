@@ -69,5 +69,6 @@ class HeldJobs:
 
 def num_requests(claimed: Claimed) -> int:
     """Sequences a job makes, as its meta says; 1 for a job of another client that does not."""
-    number = claimed.job.meta.get("requests", 1)
+    meta: object = claimed.job.meta
+    number = meta.get("requests", 1) if isinstance(meta, dict) else 1
     return number if isinstance(number, int) and number > 0 else 1

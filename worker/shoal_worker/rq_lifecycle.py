@@ -7,6 +7,7 @@ written by RQ's own code (see `rq_private`), run by a script only if the job is 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from redis import Redis
+from rq import Queue
 from rq.defaults import RQ_KEY_PREFIX
 from rq.exceptions import DeserializationError
 from rq.executions import Execution
@@ -32,7 +34,10 @@ from shoal_worker.rq_private import (
     restored_job,
     started_execution,
     success_commands,
+    unreadable_commands,
 )
+
+log = logging.getLogger("shoal.worker")
 
 LEASES_KEY = f"{RQ_KEY_PREFIX}:shoal:leases"
 WIP_AHEAD_S = 3_600  # `rq info` and dashboards reap what RQ's own entry says is overdue.
@@ -144,10 +149,19 @@ class Lifecycle:
                 os.urandom(14).hex(),
             ],
         )
-        return [
-            self._claimed(execution_id.decode(), job_id.decode(), _pairs(fields), now)
-            for execution_id, job_id, fields in claimed
-        ]
+        jobs = []
+        for execution_id, job_id, flat in claimed:
+            execution = self._execution(execution_id.decode(), job_id.decode(), now)
+            fields = _pairs(flat)
+            try:
+                job = restored_job(job_id.decode(), fields, self._redis, JSONSerializer)
+            except Exception as error:  # noqa: BLE001
+                # Whatever RQ trips over in a hash that somebody else wrote: one such job must not
+                # end the worker, and the next one, and the next.
+                self._discard(execution, fields, error)
+                continue
+            jobs.append(Claimed(job, execution, int(fields.get(DEATHS_FIELD.encode(), 0))))
+        return jobs
 
     def renew(self, claimed: Sequence[Claimed]) -> list[Renewal]:
         """Renew all leases in one round trip, and hear of cancellations in the same."""
@@ -158,7 +172,7 @@ class Lifecycle:
             args += [one.id, one.execution.id, one.queue]
         replies = self._renew(keys=[LEASES_KEY], args=args)
         return [
-            Renewal(one, state.decode(), frozenset(int(index) for index in indexes))
+            Renewal(one, state.decode(), frozenset(int(i) for i in indexes if i.isdigit()))
             for one, (state, indexes) in zip(claimed, replies, strict=True)
         ]
 
@@ -203,12 +217,15 @@ class Lifecycle:
         execution = self._execution(execution_id, job_id, datetime.now(UTC))
         return too_many_deaths(Claimed(job, execution))
 
-    def _claimed(
-        self, execution_id: str, job_id: str, fields: dict[bytes, bytes], now: datetime
-    ) -> Claimed:
-        job = restored_job(job_id, fields, self._redis, JSONSerializer)
-        deaths = int(fields.get(DEATHS_FIELD.encode(), 0))
-        return Claimed(job, self._execution(execution_id, job_id, now), deaths)
+    def _discard(self, execution: Execution, fields: dict[bytes, bytes], error: Exception) -> None:
+        """Fail a job whose hash RQ cannot read."""
+        log.error("job %s cannot be read and is failed: %s", execution.job_id, error)
+        queue = fields.get(b"origin", b"").decode(errors="replace")
+        commands = unreadable_commands(self.worker, queue, execution)
+        args: list[Any] = [RQ_KEY_PREFIX, self.worker.name]
+        args += [execution.job_id, execution.id, queue, 0, len(commands)]
+        args += [word for command in commands for word in (len(command), *command)]
+        self._commit(keys=[LEASES_KEY, EXPIRIES_KEY], args=args)
 
     def _execution(self, execution_id: str, job_id: str, now: datetime) -> Execution:
         return started_execution(execution_id, job_id, self.worker.name, now, self._redis)
@@ -228,7 +245,7 @@ class Lifecycle:
 
     def _enqueue_dependents(self, claimed: Claimed) -> None:
         if self._redis.exists(claimed.job.dependents_key):
-            queue = next(q for q in self.worker.queues if q.name == claimed.queue)
+            queue = Queue(claimed.queue, connection=self._redis, serializer=JSONSerializer)
             queue.enqueue_dependents(claimed.job)
 
     def _script(self, name: str) -> Any:

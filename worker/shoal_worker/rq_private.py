@@ -8,11 +8,13 @@ outcome with what RQ's own worker writes.
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import Any
 
 from redis import Redis
 from rq.command import parse_payload
+from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.utils import now
@@ -108,6 +110,21 @@ def requeue_commands(worker: RegisteredWorker, job: Job, execution: Execution) -
         job.set_status(JobStatus.QUEUED, pipeline=pipeline)
         pipeline.hset(job.key, mapping={"started_at": "", "worker_name": ""})
         pipeline.lpush(f"rq:queue:{job.origin}", job.id)
+        return _collected(pipeline)
+
+
+def unreadable_commands(
+    worker: RegisteredWorker, queue: str, execution: Execution
+) -> list[Command]:
+    """What puts a job that RQ cannot even read among the failed ones."""
+    job = Job(execution.job_id, connection=worker.connection, serializer=worker.serializer)
+    job.origin = queue
+    with worker.connection.pipeline() as pipeline:
+        execution.delete(job=job, pipeline=pipeline)
+        job.set_status(JobStatus.FAILED, pipeline=pipeline)
+        pipeline.expire(job.key, DEFAULT_FAILURE_TTL)
+        pipeline.zadd(job.failed_job_registry.key, {job.id: time.time() + DEFAULT_FAILURE_TTL})
+        worker.increment_failed_job_count(pipeline)
         return _collected(pipeline)
 
 

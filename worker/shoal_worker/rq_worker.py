@@ -213,9 +213,14 @@ class Worker:
         job = claimed.job
         submitted = job.enqueued_at or job.created_at
         queued_s = max(0.0, (now() - submitted).total_seconds())
-        priority = self._settings.queues.index(claimed.queue)
-        streams = bool(job.meta.get("stream"))
-        argument = job.args[0] if len(job.args) == 1 and not job.kwargs else None
+        queues = self._settings.queues
+        # A job that somebody moved here from another queue keeps that one's name.
+        priority = queues.index(claimed.queue) if claimed.queue in queues else len(queues)
+        meta: object = job.meta
+        args: Any = job.args
+        streams = isinstance(meta, dict) and bool(meta.get("stream"))
+        is_one = isinstance(args, list | tuple) and len(args) == 1 and not job.kwargs
+        argument = args[0] if is_one else None
         try:
             self._engine.tell(
                 Submit(claimed.id, claimed.queue, argument, queued_s, priority, streams)
