@@ -87,7 +87,7 @@ class EngineProcess:
         while self._connection.poll(wait_s):
             try:
                 messages.append(self._connection.recv())
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # OSError: it died in the middle of a message.
                 if messages:
                     return messages
                 raise EOFError from None

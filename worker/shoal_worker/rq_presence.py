@@ -112,4 +112,8 @@ class Presence:
     def clean_registries(self) -> None:
         """RQ's own housekeeping, now and then, as every RQ worker does."""
         if self._clean_every.is_due():
-            self.worker.clean_registries()
+            # Not the started ones: RQ would run the callbacks that overdue jobs name, and what is
+            # overdue is the lease's business.
+            for queue in self.worker.queues:
+                queue.finished_job_registry.cleanup()
+                queue.failed_job_registry.cleanup()
