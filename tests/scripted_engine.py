@@ -1,17 +1,20 @@
 """A worker whose engine answers from a script: all of the queue's side, no model.
 
 Run as a module it is a real worker process, for tests that kill one:
-`python -m tests.scripted_engine REDIS_URL [--delay-s S] [--name N] [--lease-s S]`.
+`python -m tests.scripted_engine REDIS_URL [--delay-s S] [--name N] [--lease-s S] [--child]`.
+With `--child` the engine is a process of its own, as the real one is (`scripted_child`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import Any
 
 from shoal.wire import Completion, GenerationResult, JobResult, Usage
+from shoal_worker.engine_process import EngineProcess
 from shoal_worker.messages import (
     Cancel,
     Drain,
@@ -25,8 +28,9 @@ from shoal_worker.messages import (
     Unstarted,
 )
 from shoal_worker.rq_worker import Worker
-from shoal_worker.settings import read_settings
+from shoal_worker.settings import WorkerSettings, read_settings
 
+DELAY_VARIABLE = "SCRIPTED_DELAY_S"
 READY = Ready("scripted", "f" * 16, "cpu", "float32", 64, {"bulk-64x64": 64}, 0.0)
 
 
@@ -95,12 +99,26 @@ def _result(request_id: str, prompt: str) -> GenerationResult:
 
 def scripted_worker(redis_url: str, *, delay_s: float = 0.0, **settings: Any) -> Worker:
     """A worker with a scripted engine, not yet running."""
-    values: dict[str, Any] = {"model": "scripted", "poll_s": 0.005, **settings}
     return Worker(
-        read_settings(values),
+        _settings(settings),
         redis_url,
         start_engine=lambda: ScriptedEngine(delay_s),  # type: ignore[arg-type, return-value]
     )
+
+
+def worker_with_child(redis_url: str, *, delay_s: float = 0.0, **settings: Any) -> Worker:
+    """A worker whose scripted engine is a process of its own, not yet running."""
+    os.environ[DELAY_VARIABLE] = str(delay_s)  # Read by the child.
+    read = _settings(settings)
+    return Worker(
+        read,
+        redis_url,
+        start_engine=lambda: EngineProcess(read.engine, "info", "tests.scripted_child"),
+    )
+
+
+def _settings(values: dict[str, Any]) -> WorkerSettings:
+    return read_settings({"model": "scripted", "poll_s": 0.005, **values})
 
 
 def main() -> None:
@@ -110,8 +128,11 @@ def main() -> None:
     parser.add_argument("--lease-s", type=float, default=30.0)
     parser.add_argument("--drain-timeout-s", type=float, default=60.0)
     parser.add_argument("--name", default=None)
+    parser.add_argument("--queues", default=None)
+    parser.add_argument("--child", action="store_true")
     options = vars(parser.parse_args())
-    worker = scripted_worker(options.pop("redis_url"), **options)
+    start = worker_with_child if options.pop("child") else scripted_worker
+    worker = start(options.pop("redis_url"), **options)
     sys.exit(worker.run(lambda ready: print("ready", ready.model_name, flush=True)))
 
 

@@ -44,15 +44,18 @@ log = logging.getLogger("shoal.engine")
 class EngineProcess:
     """The parent's end: starts the process, sends and receives messages, sees it die.
 
+    Args:
+        module: what the process runs, with the number of its pipe and the log level as arguments.
+
     Raises:
         BrokenPipeError: from `send`, when the process is gone.
     """
 
-    def __init__(self, settings: EngineSettings, log_level: str) -> None:
+    def __init__(self, settings: EngineSettings, log_level: str, module: str = __name__) -> None:
         self._connection, theirs = Pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), log_level],
+                [sys.executable, "-m", module, str(theirs.fileno()), log_level],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Out of the terminal's process group: Ctrl-C asks the parent to drain, not us.
