@@ -67,7 +67,10 @@ class ScriptedEngine:
         if not due and not self._outbox:
             time.sleep(min(timeout_s, 0.005))
         for job_id in due:
-            self._outbox.append(self._answer(self._jobs.pop(job_id)[1]))
+            answer = self._answer(self._jobs.pop(job_id)[1])
+            if self._dead:
+                break
+            self._outbox.append(answer)
         taken, self._outbox = self._outbox, []
         return taken
 
