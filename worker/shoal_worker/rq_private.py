@@ -8,6 +8,7 @@ outcome with what RQ's own worker writes.
 
 from __future__ import annotations
 
+import copy
 import time
 from datetime import datetime
 from typing import Any
@@ -161,3 +162,46 @@ def _collected(pipeline: Any) -> list[Command]:
     commands = [tuple(args) for args, _options in pipeline.command_stack]
     pipeline.reset()
     return commands
+
+
+def ending_worker(
+    worker: BaseWorker, connection: Redis, stopped_job_id: str | None = None
+) -> BaseWorker:
+    """The same worker with another connection, for RQ's functions that end a job.
+
+    Args:
+        stopped_job_id: the job that these functions take for stopped on request.
+    """
+    # A copy: RQ's subscriber thread and the claims go on using the worker itself.
+    ending = copy.copy(worker)
+    ending.connection = connection
+    ending._stopped_job_id = stopped_job_id
+    return ending
+
+
+def ending_job(job: Job, *, sends_webhooks: bool) -> Job:
+    """The same job for RQ's functions that end it, which change it as they go.
+
+    Whatever happens to the copy, the job itself can be ended again from the start.
+    """
+    ending = copy.copy(job)
+    ending.ended_at = ending.last_heartbeat = now()
+
+    def set_status(status: JobStatus, pipeline: Any = None) -> None:
+        # A retry after an interval is also marked as scheduled outside of its transaction: killed
+        # there, the job would be in no registry. The transaction writes the status anyway.
+        if pipeline is None:
+            ending._status = status
+        else:
+            type(ending).set_status(ending, status, pipeline)
+
+    ending.set_status = set_status  # type: ignore[method-assign]
+    if not sends_webhooks:
+        ending.webhooks = []
+    return ending
+
+
+def mark_ended(job: Job, status: JobStatus, return_value: object = None) -> None:
+    """Tell a job in memory how it ended, as callbacks and what RQ writes will have it."""
+    job._status = status
+    job._result = return_value
