@@ -17,7 +17,6 @@ from shoal.wire import Completion, GenerationResult, JobResult, Usage
 from shoal_worker.engine_process import EngineProcess
 from shoal_worker.messages import (
     Cancel,
-    Drain,
     FromEngine,
     JobDone,
     JobRefused,
@@ -25,13 +24,12 @@ from shoal_worker.messages import (
     Submit,
     TextDelta,
     ToEngine,
-    Unstarted,
 )
 from shoal_worker.rq_worker import Worker
 from shoal_worker.settings import WorkerSettings, read_settings
 
 DELAY_VARIABLE = "SCRIPTED_DELAY_S"
-READY = Ready("scripted", "f" * 16, "cpu", "float32", 64, {"bulk-64x64": 64}, 0.0)
+READY = Ready("scripted", "f" * 16, "cpu", "float32", 64, {"bulk-64x64": 64}, 0.0, 64 * 64)
 
 
 class ScriptedEngine:
@@ -56,8 +54,6 @@ class ScriptedEngine:
                     self._outbox.append(TextDelta(message.job_id, "PRO", 0))
             case Cancel(job_id, None):
                 self._jobs.pop(job_id, None)
-            case Drain():
-                self._outbox.append(Unstarted(()))
 
     def receive(self, timeout_s: float) -> list[FromEngine]:
         if self._dead:
@@ -77,13 +73,19 @@ class ScriptedEngine:
     def _answer(self, message: Submit) -> FromEngine:
         if not isinstance(message.job, dict) or "requests" not in message.job:
             return JobRefused(message.job_id, "not a GenerationJob")
-        prompts = [str(request["prompt"]) for request in message.job["requests"]]
-        self._dead = "crash" in prompts
-        results = [_result(f"{message.job_id}:{i}", p) for i, p in enumerate(prompts)]
-        return JobDone(message.job_id, JobResult(results=results).model_dump(mode="json"))
+        prompts = {i: str(one["prompt"]) for i, one in enumerate(message.job["requests"])}
+        if message.indexes is not None:
+            prompts = {i: prompts[i] for i in message.indexes}
+        self._dead = "crash" in prompts.values()
+        results = [_result(f"{message.job_id}:{i}", p) for i, p in prompts.items()]
+        result = JobResult(results=results).model_dump(mode="json")
+        return JobDone(message.job_id, result, message.indexes)
 
     def exit_text(self) -> str:
         return "was killed by SIGSEGV"
+
+    def kill(self) -> None:
+        self.is_alive = False
 
     def stop(self) -> None:
         self.is_alive = False

@@ -8,26 +8,21 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from shoal_worker.held_jobs import HeldJobs
-from shoal_worker.rq_lifecycle import (
-    MAX_WORKER_DEATHS,
-    Abandoned,
-    Claimed,
-    Failed,
-    GivenBack,
-    Succeeded,
-)
+from shoal_worker.rq_outcomes import Claimed, DeadLetter, Failed, GivenBack, Succeeded
 
 
-def claimed(job_id: str, num_requests: object = 1, deaths: int = 0) -> Claimed:
+def claimed(job_id: str, num_requests: int = 1, num_tokens: int = 0) -> Claimed:
+    argument = {"v": 1, "requests": [{"prompt": "p"}] * num_requests}
     job = Job.create(
         "f",
         id=job_id,
+        args=(argument,),
         connection=Redis(),
         serializer=JSONSerializer,
-        meta={"requests": num_requests},
         description="d",
     )
-    return Claimed(job, Execution("e", job_id, job.connection), deaths)
+    execution = Execution("e", job_id, job.connection)
+    return Claimed(job, execution, num_requests, num_tokens)
 
 
 def test_an_ended_job_has_one_outcome_and_frees_its_requests() -> None:
@@ -38,7 +33,7 @@ def test_an_ended_job_has_one_outcome_and_frees_its_requests() -> None:
     for _ in range(2):
         held.end("a", lambda one: Succeeded(one, 1))
 
-    assert [type(outcome) for outcome in held.outcomes] == [Succeeded]
+    assert [type(outcome) for outcome in held.to_commit()] == [Succeeded]
     assert (len(held), held.num_requests, held.is_empty) == (0, 0, False)
 
 
@@ -53,7 +48,7 @@ def test_a_dropped_job_gets_no_outcome() -> None:
     assert held.drop("a") is None
 
 
-def test_all_jobs_are_given_back_or_refused_in_order() -> None:
+def test_all_jobs_go_back_the_last_one_first_so_that_the_queue_keeps_its_order() -> None:
     held = HeldJobs()
     held.refuse(claimed("x"), "because")
     held.hold(claimed("a"))
@@ -61,26 +56,61 @@ def test_all_jobs_are_given_back_or_refused_in_order() -> None:
 
     held.give_back_all()
 
-    assert [(type(o), o.claimed.id) for o in held.outcomes] == [
+    assert [(type(o), o.claimed.id) for o in held.to_commit()] == [
         (Failed, "x"),
-        (GivenBack, "a"),
         (GivenBack, "b"),
+        (GivenBack, "a"),
     ]
 
 
-def test_a_job_that_died_too_often_is_not_run_again() -> None:
+def test_a_job_held_twice_counts_once() -> None:
     held = HeldJobs()
-    held.hold(claimed("young", deaths=MAX_WORKER_DEATHS - 1))
-    held.hold(claimed("old", deaths=MAX_WORKER_DEATHS))
+    held.hold(claimed("a", num_requests=7, num_tokens=70))
 
-    held.abandon_all()
+    held.hold(claimed("a", num_requests=7, num_tokens=70))
 
-    assert [type(outcome) for outcome in held.outcomes] == [Abandoned, Failed]
+    assert (len(held), held.num_requests, held.num_tokens) == (1, 7, 70)
 
 
-def test_a_job_without_a_count_of_requests_counts_as_one() -> None:
+def test_what_is_to_be_committed_stays_the_same_until_it_is() -> None:
     held = HeldJobs()
-    for i, strange in enumerate((None, "many", 0, -3)):
-        held.hold(claimed(f"job{i}", num_requests=strange))
+    held.refuse(claimed("a"), "because")
+    held.refuse(claimed("b"), "because")
+    first = list(held.to_commit())
+    held.refuse(claimed("c"), "because")
 
-    assert held.num_requests == 4
+    assert held.to_commit() == first
+
+    held.committed(1)
+    assert [outcome.claimed.id for outcome in held.to_commit()] == ["b"]
+    held.committed(1)
+    assert [outcome.claimed.id for outcome in held.to_commit()] == ["c"]
+    assert not held.is_empty
+    held.committed(1)
+    assert held.is_empty
+
+
+def test_a_job_whose_requests_ran_apart_ends_with_its_last_one() -> None:
+    held = HeldJobs()
+    letter = DeadLetter("a-1", {}, "because")
+    held.hold(claimed("a", num_requests=3)).dead_letters.append(letter)
+
+    held.answer_part("a", {2: "C", 1: "B"})
+    assert held.to_commit() == []
+    held.answer_part("a", {0: "A"})
+
+    [outcome] = held.to_commit()
+    assert isinstance(outcome, Succeeded)
+    assert outcome.return_value == {"v": 1, "results": ["A", "B", "C"]}
+    assert [letter.job_id for letter in outcome.dead_letters] == ["a-1"]
+    held.answer_part("a", {0: "A"})
+
+
+def test_the_lease_of_what_is_not_committed_yet_is_kept() -> None:
+    held = HeldJobs()
+    held.hold(claimed("a"))
+    held.refuse(claimed("b"), "because")
+    held.to_commit()
+    held.refuse(claimed("c"), "because")
+
+    assert {one.id for one in held.leased()} == {"a", "b", "c"}

@@ -14,7 +14,7 @@ from shoal.validation import parse
 from shoal.wire import Completion, GenerationResult, JobResult
 from shoal_worker.events import EngineState, Event, RequestEnded, StepRun
 from shoal_worker.lanes import LaneSpec, LaneTable
-from shoal_worker.loop import MAX_FAILED_STEPS, ServingLoop
+from shoal_worker.loop import ServingLoop
 from shoal_worker.messages import (
     FromEngine,
     JobDone,
@@ -22,7 +22,6 @@ from shoal_worker.messages import (
     Observed,
     Submit,
     TextDelta,
-    Unstarted,
 )
 from shoal_worker.scheduler import Decode, Prefill, Scheduler
 from shoal_worker.text import TextCodec
@@ -40,13 +39,14 @@ class Serving:
         table: LaneTable = TABLE,
         tokens_per_step: int = 1,
         fail_at: Collection[int] = (),
+        tokenizer: LetterTokenizer | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.engine = FakeEngine(self.clock, tokens_per_step=tokens_per_step, fail_at=fail_at)
         self.loop = ServingLoop(
             self.engine,
             Scheduler(table),
-            TextCodec(LetterTokenizer(), frozenset({EOS}), 1000, table),
+            TextCodec(tokenizer or LetterTokenizer(), frozenset({EOS}), 1000, table),
             model_name="letters",
             fingerprint="f" * 16,
             clock=self.clock,
@@ -60,9 +60,11 @@ class Serving:
         queued_s: float = 0.0,
         priority: int = 0,
         streams: bool = False,
+        **options: Any,
     ) -> None:
         job = {"v": 1, "requests": list(requests)}
-        self.loop.submit(Submit(job_id, "shoal-default", job, queued_s, priority, streams))
+        message = Submit(job_id, "shoal-default", job, queued_s, priority, streams, **options)
+        self.loop.submit(message)
 
     def step(self, num_steps: int = 1) -> None:
         for _ in range(num_steps):
@@ -517,114 +519,97 @@ def test_a_deadline_not_reached_changes_nothing() -> None:
     assert serving.completion().finish_reason == "length"
 
 
-# --- an engine that fails
+# --- what fails
 
 
-def test_rows_of_a_failed_prefill_may_be_tried_again_and_others_go_on() -> None:
-    serving = Serving(fail_at=[0])
-    serving.submit(request("a", service_class="bulk"), request("b", service_class="bulk"))
-    serving.submit(request("c"), job_id="spared")
-
-    serving.run()
-
-    for result in serving.results():
-        assert result.error is not None
-        assert (result.error.code, result.error.retryable) == ("engine_error", True)
-    assert serving.result("spared").text == text_after("c", 4)
-
-
-def test_rows_of_a_failed_decode_take_their_whole_request_with_them_and_no_other() -> None:
-    serving = Serving(fail_at=[2])
-    # Two slots: of the first request two samples run and one waits; the second request waits.
-    serving.submit(request("a", n=3), request("b"))
-
-    serving.run()
-
-    first, second = serving.results()
-    assert first.error is not None
-    assert (first.error.code, first.completions) == ("engine_error", [])
-    assert second.text == text_after("b", 4)
-
-
-@pytest.mark.parametrize("streams", [False, True])
-def test_a_job_whose_every_row_fails_is_answered_once(streams: bool) -> None:
+def test_a_failed_step_is_for_whoever_runs_the_loop() -> None:
     serving = Serving(fail_at=[1])
-    serving.submit(request("a", stop="x"), request("b", n=1), streams=streams)
-
-    serving.run()
-
-    assert [result.error is not None for result in serving.results()] == [True, True]
-
-
-def test_failures_that_a_good_step_parts_are_each_survived() -> None:
-    serving = Serving(fail_at=[0, 1, 3, 4])
-    for i in range(6):
-        serving.submit(request(f"p{i}", max_tokens=1, service_class="bulk"), job_id=f"job{i}")
-        serving.run()
-
-    codes = [serving.error_code(f"job{i}") for i in range(6)]
-    assert codes == ["engine_error", "engine_error", None, "engine_error", "engine_error", None]
-
-
-def test_an_engine_that_fails_again_and_again_is_given_up() -> None:
-    serving = Serving(fail_at=range(MAX_FAILED_STEPS))
-    for i in range(9):
-        serving.submit(request(f"p{i}"), job_id=f"job{i}")
-    serving.step(MAX_FAILED_STEPS - 1)
+    serving.submit(request("a"))
+    serving.step()
 
     with pytest.raises(RuntimeError, match="as it was told to"):
         serving.step()
 
 
-def test_failures_are_logged_without_prompts(caplog: pytest.LogCaptureFixture) -> None:
-    serving = Serving(fail_at=[0])
-    serving.submit(request("secret"))
+class _FailingTokenizer(LetterTokenizer):
+    """Trips over one prompt."""
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        if text == "secret":
+            raise OverflowError(f"cannot read {text}")
+        return super().__call__(text)
+
+
+def test_a_prompt_that_trips_the_tokenizer_fails_alone_and_stays_out_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    serving = Serving(tokenizer=_FailingTokenizer())
+    serving.submit(request("secret"), request("b"))
 
     serving.run()
 
-    assert "a step of lane interactive-2x64 with 1 rows failed" in caplog.text
-    assert "secret" not in caplog.text
+    first, second = serving.results()
+    assert first.error is not None
+    assert first.error.code == "internal_error"
+    assert second.text == text_after("b", 4)
+    assert "OverflowError" in caplog.text
+    assert "secret" not in caplog.text + first.error.message
 
 
-# --- draining
-
-
-def test_draining_names_exactly_the_jobs_of_which_nothing_ran() -> None:
-    serving = Serving(table=LaneTable([LaneSpec("bulk", 2, 64)]))
-    serving.submit(request("a", max_tokens=9), request("b", max_tokens=9), job_id="running")
-    serving.submit(request("c"), request("d"), job_id="waiting")
-    serving.submit(request("e", model="gpt2"), request("f"), job_id="half answered")
-    serving.submit(request("g", model="gpt2"), job_id="answered")
-    serving.step(2)
-
-    serving.loop.drain()
-    serving.run()
-
-    (unstarted,) = [m for m in serving.said if isinstance(m, Unstarted)]
-    assert unstarted.job_ids == ("waiting", "half answered")
-    assert sorted(serving.answered()) == ["answered", "running"]
-
-
-def test_a_job_that_has_partly_run_is_finished_after_draining() -> None:
-    serving = Serving(table=LaneTable([LaneSpec("bulk", 1, 64)]))
-    serving.submit(*(request(f"p{i}") for i in range(3)))
-    serving.step()
-
-    serving.loop.drain()
-    serving.run()
-
-    assert [result.text for result in serving.results()] == [
-        text_after(f"p{i}", 4) for i in range(3)
-    ]
-
-
-def test_draining_with_nothing_to_do_names_nothing() -> None:
+def test_a_job_nested_too_deeply_is_refused() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
     serving = Serving()
 
-    serving.loop.drain()
+    serving.loop.submit(Submit("job", "q", {"v": 1, "requests": deep}, 0.0, 0))
     serving.step()
 
-    assert [m for m in serving.said if isinstance(m, Unstarted)] == [Unstarted(())]
+    assert [type(m) for m in serving.said if not isinstance(m, Observed)] == [JobRefused]
+
+
+# --- parts of jobs
+
+
+def test_some_requests_of_a_job_run_alone_under_their_own_ids_and_seeds() -> None:
+    requests = [request(f"p{i}", temperature=1.0) for i in range(4)]
+    serving = Serving()
+    serving.submit(*requests, job_id="whole")
+    serving.submit(*requests, job_id="part", indexes=(1, 3))
+
+    serving.run()
+
+    (done,) = [m for m in serving.said if isinstance(m, JobDone) and m.job_id == "part"]
+    assert done.indexes == (1, 3)
+    assert [result.id for result in serving.results("part")] == ["part:1", "part:3"]
+    texts = [result.text for result in serving.results("whole")]
+    assert [result.text for result in serving.results("part")] == [texts[1], texts[3]]
+
+
+def test_a_request_of_a_part_is_cancelled_by_its_place_in_the_job() -> None:
+    serving = Serving()
+    serving.submit(request("a"), request("b"), request("c"), indexes=(1, 2))
+
+    serving.loop.cancel("job", 0)
+    serving.loop.cancel("job", 2)
+    serving.run()
+
+    first, second = serving.results()
+    assert (first.error, first.text) == (None, text_after("b", 4))
+    assert second.error is not None
+    assert second.error.code == "cancelled"
+
+
+def test_a_foreign_job_s_time_out_counts_from_its_prefill() -> None:
+    serving = Serving(table=LaneTable([LaneSpec("interactive", 1, 64)]))
+    serving.submit(request("a", max_tokens=20))
+    serving.submit(request("b", max_tokens=20), job_id="second", limit_s=1.0)
+
+    serving.run()
+
+    assert serving.completion().finish_reason == "length"
+    second = serving.completion("second")
+    assert (second.finish_reason, second.text) == ("deadline", text_after("b", 2))
 
 
 # --- streaming

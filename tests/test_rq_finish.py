@@ -21,7 +21,15 @@ from tests.rq_content import rq_content
 from shoal_worker import rq_fence
 from shoal_worker.rq_finish import enqueue_ready, finish_through_rq, needs_rq
 from shoal_worker.rq_lifecycle import LEASES_KEY, Lifecycle
-from shoal_worker.rq_outcomes import Claimed, Failed, GivenBack, Outcome, Stopped, Succeeded
+from shoal_worker.rq_outcomes import (
+    Claimed,
+    Failed,
+    GivenBack,
+    Outcome,
+    Room,
+    Stopped,
+    Succeeded,
+)
 from shoal_worker.rq_private import RegisteredWorker
 
 calls: list[tuple[str, Any]] = []
@@ -84,8 +92,8 @@ def worker_of_both(connection: redis.Redis) -> RegisteredWorker:
 
 
 def claim(registered: RegisteredWorker) -> Claimed:
-    [one] = Lifecycle(registered, lease_s=30).claim(1)
-    return Claimed(one.job, one.execution)
+    [one] = Lifecycle(registered, lease_s=30).claim(Room(1, tokens=1_000_000))
+    return one
 
 
 def lease_removal(claimed: Claimed) -> list[tuple[Any, ...]]:
@@ -235,7 +243,7 @@ def taken(connection: redis.Redis) -> None:
     connection.zadd(LEASES_KEY, {lease: 1})
     other = Lifecycle(worker(connection, "w2"), lease_s=30)
     assert len(other.recover()) == 1
-    assert len(other.claim(1)) == 1
+    assert len(other.claim(Room(1, tokens=1_000_000))) == 1
 
 
 def before_each_transaction(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:

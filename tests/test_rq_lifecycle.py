@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,15 +16,15 @@ from rq.serializers import JSONSerializer
 
 from shoal.jobs import EXPIRIES_KEY
 from shoal.wire import FUNCTION_NAME
-from shoal_worker.rq_lifecycle import (
-    LEASES_KEY,
-    MAX_WORKER_DEATHS,
+from shoal_worker.rq_lifecycle import LEASES_KEY, MAX_WORKER_DEATHS, Lifecycle, refusal
+from shoal_worker.rq_outcomes import (
     Claimed,
+    DeadLetter,
     Failed,
     GivenBack,
-    Lifecycle,
+    Room,
+    Stopped,
     Succeeded,
-    refusal,
 )
 from shoal_worker.rq_private import RegisteredWorker
 
@@ -51,6 +52,10 @@ def enqueue(q: Queue, num_requests: int = 1, **options: Any) -> Job:
     return q.enqueue(FUNCTION_NAME, args=({"v": 1},), meta=meta, description="d", **options)
 
 
+def room(requests: int) -> Room:
+    return Room(requests, tokens=1_000_000)
+
+
 def expire_leases(connection: redis.Redis) -> None:
     for member, _score in connection.zscan_iter(LEASES_KEY):
         connection.zadd(LEASES_KEY, {member: 1})
@@ -61,7 +66,7 @@ def test_a_claimed_job_is_started_registered_and_leased_in_one_step(
 ) -> None:
     job = enqueue(queue(connection))
 
-    [claimed] = lifecycle(connection, ["q"]).claim(10)
+    [claimed] = lifecycle(connection, ["q"]).claim(room(10))
 
     job.refresh()
     assert (job.get_status(), job.worker_name) == ("started", "w1")
@@ -77,7 +82,7 @@ def test_claims_follow_the_order_of_the_queues_then_of_arrival(connection: redis
     ids = [enqueue(low).id, enqueue(low).id]
     ids = [enqueue(high).id, *ids]
 
-    claimed = lifecycle(connection, ["high", "low"]).claim(10)
+    claimed = lifecycle(connection, ["high", "low"]).claim(room(10))
 
     assert [one.id for one in claimed] == ids
 
@@ -89,7 +94,7 @@ def test_capacity_is_counted_in_requests_and_passed_by_one_job_at_most(
     sizes = [3, 3, 3, 3]
     jobs = [enqueue(q, num_requests=size) for size in sizes]
 
-    claimed = lifecycle(connection, ["q"]).claim(7)
+    claimed = lifecycle(connection, ["q"]).claim(room(7))
 
     assert [one.id for one in claimed] == [job.id for job in jobs[:3]]
     assert q.job_ids == [jobs[3].id]
@@ -100,7 +105,7 @@ def test_an_id_that_is_twice_in_the_queue_is_claimed_once(connection: redis.Redi
     job = enqueue(q)
     q.push_job_id(job.id)
 
-    claimed = lifecycle(connection, ["q"]).claim(10)
+    claimed = lifecycle(connection, ["q"]).claim(room(10))
 
     assert [one.id for one in claimed] == [job.id]
     assert q.job_ids == []
@@ -113,14 +118,14 @@ def test_cancelled_and_deleted_jobs_are_not_claimed(connection: redis.Redis) -> 
     deleted.delete()
     connection.rpush("rq:queue:q", cancelled.id, deleted.id)
 
-    assert lifecycle(connection, ["q"]).claim(10) == []
+    assert lifecycle(connection, ["q"]).claim(room(10)) == []
 
 
 def test_a_committed_job_reads_as_finished_through_rq(connection: redis.Redis) -> None:
     q = queue(connection)
     job = enqueue(q, result_ttl=77)
     life = lifecycle(connection, ["q"])
-    [claimed] = life.claim(1)
+    [claimed] = life.claim(room(1))
 
     assert life.commit([Succeeded(claimed, {"v": 1, "results": []})]) == [True]
 
@@ -166,13 +171,14 @@ def test_a_commit_leaves_the_same_keys_and_fields_as_rq_s_own_worker(
     connection.flushall()
     q.enqueue(returned_value, {"v": 1}, job_id="same", result_ttl=60, description="d")
     life = lifecycle(connection, ["q"])
-    [claimed] = life.claim(1)
+    [claimed] = life.claim(room(1))
 
     life.commit([Succeeded(claimed, {"v": 1})])
     life.worker.register_death()
 
     ours = redis_content(connection)
-    del ours[EXPIRIES_KEY]  # Ours alone: a later question hears when the result went.
+    # Ours alone: a later question hears when the result went, a lost reply is given again.
+    del ours[EXPIRIES_KEY], ours["rq:shoal:answers:w1"]
     only_while_working = {"rq:clean_registries:q", "rq:clean_groups"}
     assert ours.keys() == from_rq.keys() - only_while_working
     for key, content in ours.items():
@@ -183,7 +189,7 @@ def test_a_commit_leaves_the_same_keys_and_fields_as_rq_s_own_worker(
 def test_a_failed_job_is_in_the_failed_registry_with_its_reason(connection: redis.Redis) -> None:
     job = enqueue(queue(connection))
     life = lifecycle(connection, ["q"])
-    [claimed] = life.claim(1)
+    [claimed] = life.claim(room(1))
 
     assert life.commit([Failed(claimed, "because")]) == [True]
 
@@ -202,7 +208,7 @@ def test_a_job_given_back_is_first_in_its_queue_and_spends_no_retry(
     first = enqueue(q, retry=Retry(max=3))
     second = enqueue(q)
     life = lifecycle(connection, ["q"])
-    [claimed] = life.claim(1)
+    [claimed] = life.claim(room(1))
 
     assert life.commit([GivenBack(claimed)]) == [True]
 
@@ -210,12 +216,12 @@ def test_a_job_given_back_is_first_in_its_queue_and_spends_no_retry(
     first.refresh()
     assert (first.get_status(), first.retries_left, first.worker_name) == ("queued", 3, None)
     assert connection.zcard(LEASES_KEY) == 0
-    assert len(life.claim(5)) == 2
+    assert len(life.claim(room(5))) == 2
 
 
 def claim_one(connection: redis.Redis, life: Lifecycle) -> Claimed:
     enqueue(queue(connection))
-    [claimed] = life.claim(1)
+    [claimed] = life.claim(room(1))
     return claimed
 
 
@@ -226,7 +232,7 @@ def test_a_zombie_s_result_is_refused_and_the_second_worker_s_is_the_only_one(
     claimed = claim_one(connection, zombie)
     expire_leases(connection)
     assert [one.failed for one in second.recover()] == [False]
-    [again] = second.claim(1)
+    [again] = second.claim(room(1))
 
     assert zombie.commit([Succeeded(claimed, 1)]) == [False]
     assert second.commit([Succeeded(again, 2)]) == [True]
@@ -295,15 +301,240 @@ def test_a_job_that_keeps_losing_its_worker_ends_in_the_failed_registry(
     for _ in range(MAX_WORKER_DEATHS):
         expire_leases(connection)
         assert [one.failed for one in life.recover()] == [False]
-        life.claim(1)
+        life.renew(life.claim(room(1)))
     expire_leases(connection)
 
     assert [one.failed for one in life.recover()] == [True]
 
+    assert not connection.hexists(f"rq:job:{claimed.id}", "shoal_deaths")
     job = Job.fetch(claimed.id, connection=connection, serializer=JSONSerializer)
     assert job.get_status() == "failed"
     assert connection.zcard(LEASES_KEY) == 0
-    assert "died" in str(job.latest_result().exc_string)  # type: ignore[union-attr]
+    assert "lost its worker 6 times" in str(job.latest_result().exc_string)  # type: ignore[union-attr]
+
+
+def test_a_job_that_never_ran_is_not_charged_with_its_workers_deaths(
+    connection: redis.Redis,
+) -> None:
+    life = lifecycle(connection, ["q"])
+    claimed = claim_one(connection, life)
+    for _ in range(3 * MAX_WORKER_DEATHS):
+        expire_leases(connection)
+        assert [one.failed for one in life.recover()] == [False]
+        [again] = life.claim(room(1))
+        life.renew([again], waiting=frozenset({claimed.id}))
+
+    assert again.deaths == 2
+
+
+def test_deaths_of_over_an_hour_ago_are_forgotten(connection: redis.Redis) -> None:
+    life = lifecycle(connection, ["q"])
+    claimed = claim_one(connection, life)
+    long_ago: Any = {"shoal_deaths": MAX_WORKER_DEATHS, "shoal_died_at": time.time() - 3_700}
+    connection.hset(claimed.job.key, mapping=long_ago)
+    expire_leases(connection)
+
+    assert [one.failed for one in life.recover()] == [False]
+
+    assert [one.deaths for one in life.claim(room(1))] == [1]
+
+
+def test_recovered_jobs_are_in_the_order_of_their_submission(connection: redis.Redis) -> None:
+    q = queue(connection)
+    ids = [enqueue(q).id for _ in range(5)]
+    life = lifecycle(connection, ["q"])
+    life.claim(room(4))
+    expire_leases(connection)
+
+    life.recover()
+
+    assert q.job_ids == ids
+
+
+def test_a_claim_whose_reply_was_lost_is_answered_again(connection: redis.Redis) -> None:
+    q = queue(connection)
+    ids = [enqueue(q).id for _ in range(3)]
+    life = lifecycle(connection, ["q"])
+    with lost_reply(life, "_claim"), pytest.raises(redis.ConnectionError):
+        life.claim(room(2))
+
+    assert {one.id for one in life.claim(room(2))} == set(ids[:2])
+
+    assert q.job_ids == ids[2:]
+    assert [one.id for one in life.claim(room(2))] == ids[2:]
+
+
+def test_a_commit_whose_reply_was_lost_is_answered_again(connection: redis.Redis) -> None:
+    life = lifecycle(connection, ["q"])
+    outcomes = [Succeeded(claim_one(connection, life), i) for i in range(2)]
+    connection.hset(outcomes[1].claimed.job.key, "worker_name", "other")
+    with lost_reply(life, "_commit"), pytest.raises(redis.ConnectionError):
+        life.commit(outcomes)
+
+    assert life.commit(outcomes) == [True, False]
+
+    job = Job.fetch(outcomes[0].claimed.id, connection=connection, serializer=JSONSerializer)
+    assert len(job.results()) == 1
+
+
+@contextmanager
+def lost_reply(life: Lifecycle, script: str) -> Iterator[None]:
+    """The script runs; its answer does not arrive."""
+    run = getattr(life, script)
+
+    def lose(**arguments: Any) -> None:
+        run(**arguments)
+        raise redis.ConnectionError
+
+    setattr(life, script, lose)
+    yield
+    setattr(life, script, run)
+
+
+def test_large_commits_go_in_several_requests(
+    connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal_worker.rq_lifecycle.MAX_COMMIT_BYTES", 25_000)
+    life = lifecycle(connection, ["q"])
+    outcomes = [Succeeded(claim_one(connection, life), "x" * 3_000) for _ in range(6)]
+    num_committed = []
+    while outcomes:
+        committed = life.commit(outcomes)
+        assert all(committed)
+        del outcomes[: len(committed)]
+        num_committed.append(len(committed))
+
+    assert sum(num_committed) == 6
+    assert 1 < len(num_committed) < 6
+
+
+def test_a_result_that_redis_would_refuse_fails_its_job(
+    connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal_worker.rq_lifecycle.MAX_RESULT_BYTES", 1_000)
+    life = lifecycle(connection, ["q"])
+    claimed = claim_one(connection, life)
+
+    assert life.commit([Succeeded(claimed, "x" * 2_000)]) == [True]
+
+    job = Job.fetch(claimed.id, connection=connection, serializer=JSONSerializer)
+    assert job.get_status() == "failed"
+    assert "a result may have 1000" in str(job.latest_result().exc_string)  # type: ignore[union-attr]
+
+
+def test_a_part_of_the_room_is_kept_for_the_first_queue(connection: redis.Redis) -> None:
+    low = [enqueue(queue(connection, "low")).id for _ in range(4)]
+    life = lifecycle(connection, ["high", "low"])
+
+    assert [one.id for one in life.claim(Room(3, 1_000, reserved=2))] == low[:1]
+    high = [enqueue(queue(connection, "high")).id for _ in range(2)]
+    assert [one.id for one in life.claim(Room(2, 1_000, reserved=2))] == high
+
+
+def test_tokens_count_against_the_room_too(connection: redis.Redis) -> None:
+    q = queue(connection)
+    for _ in range(3):
+        q.enqueue(FUNCTION_NAME, {"v": 1}, meta={"requests": 1, "tokens": 600}, description="d")
+
+    claimed = lifecycle(connection, ["q"]).claim(Room(100, tokens=1_000))
+
+    assert [(one.requests, one.tokens) for one in claimed] == [(1, 600), (1, 600)]
+
+
+@pytest.mark.parametrize("num_requests", [0, -5, 1e300, "many", None, [3], True])
+def test_a_strange_number_of_requests_counts_as_one(
+    connection: redis.Redis, num_requests: object
+) -> None:
+    q = queue(connection)
+    for _ in range(3):
+        q.enqueue(FUNCTION_NAME, {"v": 1}, meta={"requests": num_requests}, description="d")
+
+    assert [one.requests for one in lifecycle(connection, ["q"]).claim(room(2))] == [1, 1]
+
+
+def test_a_job_bound_to_another_fingerprint_is_left_where_it_is(connection: redis.Redis) -> None:
+    q = queue(connection)
+    jobs = [
+        q.enqueue(FUNCTION_NAME, {"v": 1}, meta={"fingerprint": name}, description="d")
+        for name in ("theirs", "ours", "theirs", "ours")
+    ]
+    life = lifecycle(connection, ["q"])
+
+    assert [one.id for one in life.claim(room(9), "ours")] == [jobs[1].id, jobs[3].id]
+
+    assert q.job_ids == [jobs[0].id, jobs[2].id]
+    assert jobs[0].get_status() == "queued"
+
+
+def test_what_is_no_job_is_dropped_from_the_queue(connection: redis.Redis) -> None:
+    q = queue(connection)
+    connection.rpush("rq:queue:q", "nothing", "a list", b"\xff\xfe")
+    connection.rpush("rq:job:a list", "x")
+    job = enqueue(q)
+
+    assert [one.id for one in lifecycle(connection, ["q"]).claim(room(9))] == [job.id]
+
+
+@pytest.mark.parametrize("job_id", ["a.b", b"\xff\xfe", "a:b"])
+def test_a_job_whose_id_rq_refuses_is_failed_and_its_neighbours_run(
+    connection: redis.Redis, job_id: Any
+) -> None:
+    q = queue(connection)
+    fine = enqueue(q)
+    key = b"rq:job:" + (job_id if isinstance(job_id, bytes) else job_id.encode())
+    connection.copy(fine.key, key)  # type: ignore[arg-type]
+    connection.lpush("rq:queue:q", job_id)
+    life = lifecycle(connection, ["q"])
+
+    assert [one.id for one in life.claim(room(9))] == [fine.id]
+
+    assert connection.hget(key, "status") == b"failed"
+    assert connection.zscore("rq:failed:q", job_id) is not None
+    assert connection.zcard(LEASES_KEY) == 1
+
+
+def test_a_stopped_job_is_where_rq_puts_it(connection: redis.Redis) -> None:
+    life = lifecycle(connection, ["q"])
+    claimed = claim_one(connection, life)
+
+    assert life.commit([Stopped(claimed)]) == [True]
+
+    job = Job.fetch(claimed.id, connection=connection, serializer=JSONSerializer)
+    assert job.get_status() == "stopped"
+    assert FailedJobRegistry("q", connection=connection).get_job_ids() == [job.id]
+
+
+def test_a_dead_letter_is_a_failed_job_that_can_be_requeued(connection: redis.Redis) -> None:
+    life = lifecycle(connection, ["q"])
+    claimed = claim_one(connection, life)
+    letter = DeadLetter(f"{claimed.id}-3", {"v": 1, "requests": ["it"]}, "it kills")
+
+    assert life.commit([Succeeded(claimed, 1, (letter,))]) == [True]
+
+    dead = Job.fetch(letter.job_id, connection=connection, serializer=JSONSerializer)
+    assert (dead.get_status(), dead.func_name) == ("failed", FUNCTION_NAME)
+    assert dead.latest_result().exc_string == "it kills"  # type: ignore[union-attr]
+    assert FailedJobRegistry("q", connection=connection).get_job_ids() == [dead.id]
+    dead.requeue()
+    [again] = life.claim(room(9))
+    assert again.job.args == (letter.argument,) or again.job.args == [letter.argument]
+
+
+def test_a_job_that_is_not_ours_any_more_leaves_nothing_of_us_behind(
+    connection: redis.Redis,
+) -> None:
+    life = lifecycle(connection, ["q"])
+    cancelled, lost = claim_one(connection, life), claim_one(connection, life)
+    Job.fetch(cancelled.id, connection=connection, serializer=JSONSerializer).cancel()
+    connection.hset(lost.job.key, "worker_name", "other")
+
+    life.renew([cancelled])
+    life.commit([Succeeded(lost, 1)])
+
+    assert connection.keys("rq:execution*") == []
+    assert connection.smembers("rq:worker:w1:executions") == set()
+    assert connection.zcard("rq:wip:q") == 0
+    assert 0 < connection.ttl(cancelled.job.key) <= 86_400
 
 
 def test_recovery_leaves_living_leases_alone(connection: redis.Redis) -> None:
@@ -321,7 +552,7 @@ def test_a_job_that_rq_cannot_read_is_failed_and_its_neighbours_run(
     connection.hdel(broken.key, "data")
     life = lifecycle(connection, ["q"])
 
-    assert [one.id for one in life.claim(10)] == [fine.id]
+    assert [one.id for one in life.claim(room(10))] == [fine.id]
 
     assert connection.hget(broken.key, "status") == b"failed"
     assert connection.zscore("rq:failed:q", broken.id) is not None
@@ -337,7 +568,7 @@ def test_a_job_moved_here_from_another_queue_keeps_its_own_registries(
     connection.delete("rq:queue:elsewhere")
     connection.rpush("rq:queue:q", job.id)
     life = lifecycle(connection, ["q"])
-    [claimed] = life.claim(1)
+    [claimed] = life.claim(room(1))
 
     assert life.commit([Succeeded(claimed, 1)]) == [True]
 
@@ -351,7 +582,7 @@ def test_a_result_is_kept_as_long_as_its_job_asks(
 ) -> None:
     job = enqueue(queue(connection), result_ttl=result_ttl)
     life = lifecycle(connection, ["q"])
-    [claimed] = life.claim(1)
+    [claimed] = life.claim(room(1))
 
     assert life.commit([Succeeded(claimed, 1)]) == [True]
 
@@ -367,7 +598,7 @@ def test_dependents_run_after_their_job(connection: redis.Redis) -> None:
     first = enqueue(q)
     then = enqueue(q, depends_on=first)
     life = lifecycle(connection, ["q"])
-    [claimed] = life.claim(5)
+    [claimed] = life.claim(room(5))
 
     life.commit([Succeeded(claimed, 1)])
 
@@ -386,13 +617,13 @@ def test_a_job_that_would_have_us_run_a_name_is_refused(
 ) -> None:
     callbacks = {name: Callback(value) for name, value in options.items()}
     queue(connection).enqueue(function, args=(["x"],), description="d", **callbacks)
-    [claimed] = lifecycle(connection, ["q"]).claim(1)
+    [claimed] = lifecycle(connection, ["q"]).claim(room(1))
 
     assert reason in str(refusal(claimed, FUNCTION_NAME))
 
 
 def test_a_pickled_job_is_refused_without_being_unpickled(connection: redis.Redis) -> None:
     Queue("q", connection=connection).enqueue(FUNCTION_NAME, {"v": 1}, description="d")
-    [claimed] = lifecycle(connection, ["q"]).claim(1)
+    [claimed] = lifecycle(connection, ["q"]).claim(room(1))
 
     assert "not JSON" in str(refusal(claimed, FUNCTION_NAME))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ import redis
 from rq import Queue, Worker
 from rq.command import send_shutdown_command, send_stop_job_command
 from rq.job import Job as RQJob
+from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 from tests.conftest import wait_until
@@ -33,9 +37,10 @@ def start_worker(redis_url: str) -> StartWorker:
     """Starts a scripted worker process and waits until it is ready."""
 
     @contextmanager
-    def start(**options: Any) -> Iterator[subprocess.Popen[str]]:
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        command = [sys.executable, "-m", "tests.scripted_engine", redis_url, *flags]
+    def start(*flags: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        valued = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        module = "tests.scripted_engine"
+        command = [sys.executable, "-m", module, redis_url, *flags, *valued]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -383,12 +388,69 @@ def test_a_killed_worker_s_jobs_run_again_on_another(
         assert client.redis.xlen(f"rq:results:{job.handle.job_id}") == 1
 
 
-def test_a_dead_engine_is_replaced_and_its_jobs_run_again(
+def failed_jobs(client: Client) -> list[RQJob]:
+    registry = FailedJobRegistry("shoal-default", connection=client.redis)
+    fetch = partial(RQJob.fetch, connection=client.redis, serializer=JSONSerializer)
+    return [fetch(job_id) for job_id in registry.get_job_ids()]
+
+
+def test_a_killed_engine_costs_nothing(client: Client, start_worker: StartWorker) -> None:
+    with start_worker("--child", delay_s=0.5) as process:
+        jobs = client.submit_many([f"p{i}" for i in range(20)], requests_per_job=3)
+        wait_until(lambda: jobs[-1].status == "started", "the jobs run")
+        [engine] = children(process.pid)
+        os.kill(engine, signal.SIGKILL)
+        texts = [job.result(timeout=30).text for job in jobs]
+
+    assert texts == [f"P{i}" for i in range(20)]
+    assert failed_jobs(client) == []
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def test_a_request_that_kills_the_engine_is_found_and_fails_alone(
+    client: Client, start_worker: StartWorker
+) -> None:
+    prompts = [f"p{i}" for i in range(30)]
+    prompts[17] = "crash"
+    with start_worker("--child"):
+        jobs = client.submit_many(prompts, requests_per_job=5)
+        results = [job.result(timeout=60).text for job in jobs[:17] + jobs[18:]]
+        with pytest.raises(GenerationFailed, match="SIGKILL each time it ran this request alone"):
+            jobs[17].result(timeout=60)
+        assert client.submit("next").result(timeout=20).text == "NEXT"
+
+    assert results == [prompt.upper() for prompt in prompts if prompt != "crash"]
+    [dead] = failed_jobs(client)
+    assert dead.id == f"{jobs[17].handle.job_id}-2"
+    assert dead.args[0]["requests"][0]["prompt"] == "crash"
+
+
+def test_a_job_that_kills_the_engine_is_a_dead_letter(
     client: Client, start_worker: StartWorker
 ) -> None:
     with start_worker():
         jobs = [client.submit("crash"), client.submit("p")]
         assert jobs[1].result(timeout=20).text == "P"
+        with pytest.raises(GenerationFailed, match="each time it ran this request alone"):
+            jobs[0].result(timeout=20)
+
+    assert [job.id for job in failed_jobs(client)] == [jobs[0].id]
+
+
+def test_an_engine_that_dies_whatever_it_is_given_ends_the_worker_and_spares_the_rest(
+    client: Client, start_worker: StartWorker
+) -> None:
+    with start_worker() as process:
+        for _ in range(9):
+            client.submit("crash")
+        assert process.wait(60) == 1
+
+    assert len(failed_jobs(client)) == 3
+    assert client.redis.llen("rq:queue:shoal-default") == 6
 
 
 def test_rq_s_shutdown_command_drains(client: Client, start_worker: StartWorker) -> None:
@@ -405,7 +467,19 @@ def test_rq_s_stop_job_command_stops_any_job_in_flight(
         wait_until(lambda: all(job.status == "started" for job in jobs), "both run")
         send_stop_job_command(client.redis, jobs[1].id, serializer=JSONSerializer)
         wait_until(jobs[1].done, "the second has ended")
-        assert jobs[0].status == "started"
+        assert [job.status for job in jobs] == ["started", "stopped"]
+        with pytest.raises(Cancelled):
+            jobs[1].result(timeout=1)
+
+
+def test_what_is_no_command_does_not_deafen_the_worker(
+    client: Client, start_worker: StartWorker
+) -> None:
+    with start_worker(name="w1") as process:
+        for nonsense in ("no JSON", "[1]", "7", b"\xff"):
+            client.redis.publish("rq:pubsub:w1", nonsense)
+        send_shutdown_command(client.redis, "w1")
+        assert process.wait(20) == 0
 
 
 def test_a_suspended_worker_claims_nothing_until_it_is_resumed(

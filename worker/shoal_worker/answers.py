@@ -46,39 +46,34 @@ class OpenRequest:
 
 @dataclass(slots=True)
 class OpenJob:
-    """One job in the making. Invariant: it leaves when its last request has a result."""
+    """One job in the making. Invariant: it leaves when its last request has a result.
+
+    Attributes:
+        requests: those that are to be run, by their place in the job.
+    """
 
     message: Submit
-    requests: list[OpenRequest]
+    requests: dict[int, OpenRequest]
 
     @classmethod
     def of(cls, message: Submit, job: GenerationJob, now_s: float) -> OpenJob:
         """A job that has just come, none of its requests begun."""
         one = len(job.requests) == 1
-        ids = [message.job_id if one else f"{message.job_id}:{i}" for i in range(len(job.requests))]
-        return cls(
-            message,
-            [
-                OpenRequest(request, request.id or own_id, now_s)
-                for request, own_id in zip(job.requests, ids, strict=True)
-            ],
-        )
-
-    @property
-    def has_started(self) -> bool:
-        """Whether any of its prompts was read."""
-        return any(
-            sequence.prefill_started_s is not None
-            for request in self.requests
-            for sequence in request.sequences
-        )
+        requests = {}
+        for index, request in enumerate(job.requests):
+            if message.indexes is None or index in message.indexes:
+                own_id = message.job_id if one else f"{message.job_id}:{index}"
+                requests[index] = OpenRequest(request, request.id or own_id, now_s)
+        return cls(message, requests)
 
     def done(self) -> JobDone | None:
         """The job's answer, once every request has its result."""
-        results = [request.result for request in self.requests if request.result is not None]
-        if len(results) < len(self.requests):
+        results = [request.result for request in self.requests.values()]
+        done = [result for result in results if result is not None]
+        if len(done) < len(results):
             return None
-        return JobDone(self.message.job_id, JobResult(results=results).model_dump(mode="json"))
+        result = JobResult(results=done).model_dump(mode="json")
+        return JobDone(self.message.job_id, result, self.message.indexes)
 
 
 @dataclass(frozen=True, slots=True)

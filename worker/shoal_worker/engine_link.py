@@ -1,4 +1,4 @@
-"""The worker's end of its engine: started, listened to, and started again when it dies.
+"""The worker's end of its engine: started, listened to, and started again when it dies or hangs.
 
 Owns the process and what it said of itself. It knows no jobs: who held some is told of a death.
 """
@@ -8,13 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from shoal_worker.engine_process import EngineProcess
-from shoal_worker.messages import FromEngine, LoadFailed, Ready, ToEngine
-
-MAX_RESTARTS = 3
-SILENT_S = 30.0
+from shoal_worker.messages import Dying, FromEngine, LoadFailed, Ready, ToEngine
 
 log = logging.getLogger("shoal.worker")
 
@@ -28,17 +24,30 @@ class EngineLink:
 
     Args:
         start: starts an engine process.
+        hang_s: an engine that is silent for so long with work in hand is killed.
 
     Attributes:
         ready: what the engine serves; None while it loads.
+        served: what the last one that was ready served.
+        last_death: how the last one ended, in words.
     """
 
-    def __init__(self, start: Callable[[], EngineProcess]) -> None:
+    def __init__(
+        self,
+        start: Callable[[], EngineProcess],
+        *,
+        hang_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._start = start
+        self._hang_s = hang_s
+        self._clock = clock
         self._process: EngineProcess | None = None
-        self._num_deaths = 0
-        self._last_news_s = time.monotonic()
+        self._last_news_s = clock()
+        self._reason: str | None = None
         self.ready: Ready | None = None
+        self.served: Ready | None = None
+        self.last_death = ""
 
     def start(self) -> None:
         """Start the engine; `ready` is set by a later `receive`."""
@@ -50,48 +59,67 @@ class EngineLink:
             self._process.stop()
 
     def tell(self, message: ToEngine) -> None:
-        """Send a message; a dead engine is dealt with where its silence is heard, in `receive`."""
-        assert self._process is not None, "an engine is started before it is told anything"
-        with suppress(OSError):
-            self._process.send(message)
+        """Send a message; a dead engine is dealt with where its silence is heard, in `receive`.
 
-    def receive(self, timeout_s: float) -> list[FromEngine] | None:
+        Raises:
+            RecursionError: the message is nested too deeply.
+        """
+        assert self._process is not None, "an engine is started before it is told anything"
+        self._process.send(message)
+
+    def work_begins(self) -> None:
+        """The idle engine is about to be told something: from now on it may not be silent."""
+        self._last_news_s = self._clock()
+
+    def receive(self, timeout_s: float, *, has_work: bool = False) -> list[FromEngine] | None:
         """Everything the engine has said, after up to `timeout_s`; None if it died instead.
 
         After a death another one has been started, and nothing that this one held is being made.
 
+        Args:
+            has_work: whether it should be saying something; if it does not, it is killed.
+
         Raises:
-            EngineFailedError: it cannot load its model, or it dies again and again.
+            EngineFailedError: it cannot load its model.
         """
         assert self._process is not None, "an engine is started before it is heard"
         try:
             messages = self._process.receive(timeout_s)
         except EOFError:
-            self._restart(self._process)
+            self._restart(self._process, self._process.exit_text())
             return None
         for message in messages:
-            self._last_news_s = time.monotonic()
-            if isinstance(message, LoadFailed):
-                raise EngineFailedError(message.reason)
-            if isinstance(message, Ready):
-                self.ready = message
+            self._last_news_s = self._clock()
+            match message:
+                case LoadFailed(reason):
+                    raise EngineFailedError(reason)
+                case Dying(reason):
+                    self._reason = reason
+                case Ready():
+                    self.ready = self.served = message
+        silent_s = self._clock() - self._last_news_s
+        if has_work and self.ready is not None and silent_s > self._hang_s:
+            self._process.kill()
+            self._restart(self._process, f"was silent for {silent_s:.0f} s and was killed")
+            return None
         return messages
 
     def trouble(self, *, has_work: bool) -> str | None:
         """What is wrong with the engine, in words, or None."""
         if self._process is None or not self._process.is_alive:
             return "the engine process is not running"
-        silent_s = time.monotonic() - self._last_news_s
-        if has_work and silent_s > SILENT_S:
+        silent_s = self._clock() - self._last_news_s
+        if has_work and silent_s > self._hang_s / 2:
             return f"the engine has been silent for {silent_s:.0f} s with work in hand"
         return None
 
-    def _restart(self, dead: EngineProcess) -> None:
-        text = dead.exit_text()
-        self._num_deaths += 1
-        if self.ready is None or self._num_deaths > MAX_RESTARTS:
-            raise EngineFailedError(f"the engine process {text}")
-        log.error("the engine process %s; starting another", text)
+    def _restart(self, dead: EngineProcess, text: str) -> None:
+        self.last_death = f"{text} ({self._reason})" if self._reason else text
+        self._reason = None
+        if self.ready is None:
+            raise EngineFailedError(f"the engine process {self.last_death} before it was ready")
+        log.error("the engine process %s; starting another", self.last_death)
         self.ready = None
+        self._last_news_s = self._clock()
         dead.stop()
         self.start()

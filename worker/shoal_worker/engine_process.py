@@ -14,29 +14,31 @@ import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection, Pipe
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any
 
 from shoal.errors import ModelError
+from shoal_worker.events import Event
 from shoal_worker.lanes import LaneTable, default_table, parse_table
 from shoal_worker.loop import ServingLoop
 from shoal_worker.messages import (
     Cancel,
-    Drain,
+    Dying,
     FromEngine,
     LoadFailed,
+    Observed,
     Ready,
     Shutdown,
     Submit,
     ToEngine,
 )
+from shoal_worker.pipe import Inbox, Outbox
 from shoal_worker.scheduler import Scheduler
 from shoal_worker.settings import EngineSettings
 from shoal_worker.text import TextCodec
 
 DEFAULT_MAX_MODEL_LEN = 4096
 STOP_S = 5.0
+EVENTS_EVERY_S = 0.02
 
 log = logging.getLogger("shoal.engine")
 
@@ -46,9 +48,6 @@ class EngineProcess:
 
     Args:
         module: what the process runs, with the number of its pipe and the log level as arguments.
-
-    Raises:
-        BrokenPipeError: from `send`, when the process is gone.
     """
 
     def __init__(self, settings: EngineSettings, log_level: str, module: str = __name__) -> None:
@@ -63,7 +62,8 @@ class EngineProcess:
             )
         finally:
             theirs.close()
-        self._connection.send(settings.model_dump())
+        self._outbox: Outbox[Any] = Outbox(self._connection)
+        self._outbox.put(settings.model_dump())
 
     @property
     def pid(self) -> int:
@@ -76,8 +76,12 @@ class EngineProcess:
         return self._process.poll() is None
 
     def send(self, message: ToEngine) -> None:
-        """Tell the engine something."""
-        self._connection.send(message)
+        """Tell the engine something, without waiting until it reads it.
+
+        Raises:
+            RecursionError: the message is nested too deeply.
+        """
+        self._outbox.put(message)
 
     def receive(self, timeout_s: float) -> list[FromEngine]:
         """Everything it has said, after waiting for the first of it up to `timeout_s`.
@@ -99,20 +103,28 @@ class EngineProcess:
 
     def exit_text(self) -> str:
         """How it ended, in words."""
-        code = self._process.wait(STOP_S)
+        try:
+            code = self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return "closed its pipe, went on, and was killed"
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """End it: kindly first, then at once."""
-        with contextlib.suppress(OSError):
-            self._connection.send(Shutdown())
+        self._outbox.put(Shutdown())
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+        self._outbox.close(STOP_S)
         self._connection.close()
 
 
@@ -124,42 +136,54 @@ def serve(connection: Connection, settings: EngineSettings) -> None:
         connection.send(LoadFailed(str(error)))
         return
     connection.send(ready)
-    inbox = _Inbox(connection)
+    outbox: Outbox[FromEngine] = Outbox(connection)
+    try:
+        _answer(loop, Inbox(connection, at_end=Shutdown()), _News(outbox))
+    except Exception as error:
+        # The edge of the process. The parent finds out which request did it; what is left of the
+        # model, and on a GPU of the whole device, is not to be trusted any more.
+        outbox.put(Dying(f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        outbox.close(STOP_S)
+
+
+def _answer(loop: ServingLoop, inbox: Inbox[ToEngine], news: _News) -> None:
     while True:
         # Block only with nothing to do; else look for news between two steps.
         for message in inbox.take(block=loop.is_idle):
-            if isinstance(message, Shutdown):
-                return
-            _take(loop, message)
-        for outgoing in loop.step():
-            connection.send(outgoing)
+            match message:
+                case Shutdown():
+                    return
+                case Submit():
+                    loop.submit(message)
+                case Cancel(job_id, index):
+                    loop.cancel(job_id, index)
+        news.tell(loop.step(), is_idle=loop.is_idle)
 
 
-class _Inbox:
-    """Messages of the parent, read by a thread at once.
+class _News:
+    """What the parent is to be told: results at once, events in groups.
 
-    Were they read between steps only, both ends could block on a full pipe, each in its `send`.
+    A step may take a millisecond; a message for each would cost as much as the step.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._messages: SimpleQueue[ToEngine] = SimpleQueue()
-        Thread(target=self._read, name="inbox", daemon=True).start()
+    def __init__(self, outbox: Outbox[FromEngine]) -> None:
+        self._outbox = outbox
+        self._events: list[Event] = []
+        self._told_s = time.monotonic()
 
-    def take(self, *, block: bool) -> list[ToEngine]:
-        """All messages so far; with `block`, after waiting for the first."""
-        messages = [self._messages.get()] if block else []
-        with contextlib.suppress(Empty):
-            while True:
-                messages.append(self._messages.get_nowait())
-        return messages
-
-    def _read(self) -> None:
-        try:
-            while True:
-                self._messages.put(self._connection.recv())
-        except (EOFError, OSError):
-            self._messages.put(Shutdown())  # The parent is gone, and its jobs with it.
+    def tell(self, messages: list[FromEngine], *, is_idle: bool) -> None:
+        """Send these, their events perhaps later."""
+        for message in messages:
+            if isinstance(message, Observed):
+                self._events += message.events
+            else:
+                self._outbox.put(message)
+        now_s = time.monotonic()
+        if self._events and (is_idle or now_s - self._told_s >= EVENTS_EVERY_S):
+            self._outbox.put(Observed(tuple(self._events)))
+            self._events, self._told_s = [], now_s
 
 
 def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
@@ -199,6 +223,7 @@ def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
         dtype=str(loaded.dtype).removeprefix("torch."),
         num_slots=table.num_slots,
         lanes={lane.name: lane.slots for lane in table.lanes},
+        num_positions=sum(lane.slots * lane.kv_len for lane in table.lanes),
         load_s=time.monotonic() - started_s,
     )
 
@@ -214,16 +239,6 @@ def lane_table(settings: EngineSettings, max_positions: int) -> LaneTable:
         return parse_table(settings.lanes, longest or max_positions)
     except ValueError as error:
         raise ModelError(f"--lanes: {error}") from None
-
-
-def _take(loop: ServingLoop, message: ToEngine) -> None:
-    match message:
-        case Submit():
-            loop.submit(message)
-        case Cancel(job_id, index):
-            loop.cancel(job_id, index)
-        case Drain():
-            loop.drain()
 
 
 def _die_with_parent() -> None:

@@ -11,7 +11,7 @@ from shoal.errors import GenerationFailed
 from shoal.jobs import as_requests
 from shoal.wire import MAX_REQUESTS_PER_JOB, GenerationRequest, GenerationResult, JobResult
 from shoal_worker.engine_process import load
-from shoal_worker.messages import JobDone, JobRefused, Submit
+from shoal_worker.messages import FromEngine, JobDone, JobRefused, Submit
 from shoal_worker.settings import read_engine_settings
 
 
@@ -68,13 +68,24 @@ class Generator:
         done: dict[str, JobResult] = {}
         for job in jobs:
             self._loop.submit(job)
-        while len(done) < len(jobs):
-            for message in self._loop.step():
-                if isinstance(message, JobRefused):
-                    raise GenerationFailed(message.reason)
-                if isinstance(message, JobDone):
-                    done[message.job_id] = JobResult.model_validate(message.result)
+        try:
+            while len(done) < len(jobs):
+                for message in self._loop.step():
+                    done |= _result(message)
+        except BaseException:
+            # Interrupted: the next call must not hear of these.
+            for job in jobs:
+                self._loop.cancel(job.job_id, None)
+            raise
         return [result for job in jobs for result in done[job.job_id].results]
+
+
+def _result(message: FromEngine) -> dict[str, JobResult]:
+    if isinstance(message, JobRefused):
+        raise GenerationFailed(message.reason)
+    if isinstance(message, JobDone):
+        return {message.job_id: JobResult.model_validate(message.result)}
+    return {}
 
 
 def _jobs(requests: Iterable[GenerationRequest]) -> Iterator[Submit]:

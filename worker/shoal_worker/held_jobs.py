@@ -7,17 +7,35 @@ job turns out not to be ours any more. It knows no Redis and no engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from shoal_worker.rq_lifecycle import Claimed, Failed, GivenBack, Outcome, abandoned
+from shoal_worker.rq_outcomes import Claimed, DeadLetter, Failed, GivenBack, Outcome, Succeeded
+
+
+@dataclass(slots=True)
+class HeldJob:
+    """A job, and the results of those of its requests that have been run apart from the others.
+
+    Attributes:
+        num_requests: in its argument; None where that is no GenerationJob.
+    """
+
+    claimed: Claimed
+    num_requests: int | None
+    results: dict[int, Any] = field(default_factory=dict)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
 
 
 class HeldJobs:
-    """Held jobs by id, their size in requests, and outcomes in the order they came."""
+    """Held jobs by id, their size, and outcomes in the order they came."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Claimed] = {}
-        self.outcomes: list[Outcome] = []
+        self._jobs: dict[str, HeldJob] = {}
+        self._outcomes: list[Outcome] = []
+        self._committing: list[Outcome] = []
         self.num_requests = 0
+        self.num_tokens = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -25,50 +43,80 @@ class HeldJobs:
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._jobs
 
+    def __getitem__(self, job_id: str) -> HeldJob:
+        return self._jobs[job_id]
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held and nothing is left to commit."""
-        return not self._jobs and not self.outcomes
+        return not (self._jobs or self._outcomes or self._committing)
 
     def all(self) -> list[Claimed]:
         """The held jobs, longest held first."""
-        return list(self._jobs.values())
+        return [held.claimed for held in self._jobs.values()]
 
-    def hold(self, claimed: Claimed) -> None:
-        """A job went to the engine."""
-        self._jobs[claimed.id] = claimed
-        self.num_requests += num_requests(claimed)
+    def leased(self) -> list[Claimed]:
+        """All jobs whose lease must not run out: held, or ended and not yet committed."""
+        ended = [outcome.claimed for outcome in (*self._committing, *self._outcomes)]
+        return [*self.all(), *ended]
+
+    def hold(self, claimed: Claimed) -> HeldJob:
+        """A job is ours to run; that it was before, under a lost lease, is forgotten."""
+        self.drop(claimed.id)
+        held = HeldJob(claimed, _num_requests(claimed))
+        self._jobs[claimed.id] = held
+        self.num_requests += claimed.requests
+        self.num_tokens += claimed.tokens
+        return held
 
     def refuse(self, claimed: Claimed, reason: str) -> None:
         """A claimed job that must not run."""
-        self.outcomes.append(Failed(claimed, reason))
+        self._outcomes.append(Failed(claimed, reason))
 
     def end(self, job_id: str, outcome: Callable[[Claimed], Outcome]) -> None:
-        """The engine has done with a job; what was dropped meanwhile is nobody's any more."""
+        """A job has ended; what was dropped meanwhile is nobody's any more."""
         claimed = self.drop(job_id)
         if claimed is not None:
-            self.outcomes.append(outcome(claimed))
+            self._outcomes.append(outcome(claimed))
+
+    def answer_part(self, job_id: str, results: dict[int, Any]) -> None:
+        """Some requests of a job have their results; the job ends with its last one."""
+        held = self._jobs.get(job_id)
+        if held is None:
+            return
+        held.results |= results
+        if len(held.results) == held.num_requests:
+            whole = {"v": 1, "results": [held.results[i] for i in sorted(held.results)]}
+            letters = tuple(held.dead_letters)
+            self.end(job_id, lambda claimed: Succeeded(claimed, whole, letters))
 
     def drop(self, job_id: str) -> Claimed | None:
         """Forget a job that is not ours any more; None if it was forgotten before."""
-        claimed = self._jobs.pop(job_id, None)
-        if claimed is not None:
-            self.num_requests -= num_requests(claimed)
-        return claimed
+        held = self._jobs.pop(job_id, None)
+        if held is None:
+            return None
+        self.num_requests -= held.claimed.requests
+        self.num_tokens -= held.claimed.tokens
+        return held.claimed
 
     def give_back_all(self) -> None:
-        """All held jobs go back to their queues."""
-        for job_id in list(self._jobs):
+        """All held jobs go back to their queues, the last one first: each goes to the front."""
+        for job_id in reversed(list(self._jobs)):
             self.end(job_id, GivenBack)
 
-    def abandon_all(self) -> None:
-        """What ran them has died: all held jobs run again, those that die too often excepted."""
-        for job_id in list(self._jobs):
-            self.end(job_id, abandoned)
+    def to_commit(self) -> list[Outcome]:
+        """The outcomes to commit next: the same ones until they are `committed`."""
+        if not self._committing:
+            self._committing, self._outcomes = self._outcomes, []
+        return self._committing
+
+    def committed(self, num_outcomes: int) -> None:
+        """So many of the first outcomes are committed."""
+        del self._committing[:num_outcomes]
 
 
-def num_requests(claimed: Claimed) -> int:
-    """Sequences a job makes, as its meta says; 1 for a job of another client that does not."""
-    meta: object = claimed.job.meta
-    number = meta.get("requests", 1) if isinstance(meta, dict) else 1
-    return number if isinstance(number, int) and number > 0 else 1
+def _num_requests(claimed: Claimed) -> int | None:
+    args: Any = claimed.job.args
+    argument = args[0] if isinstance(args, list | tuple) and args else None
+    requests = argument.get("requests") if isinstance(argument, dict) else None
+    return len(requests) if isinstance(requests, list) and requests else None

@@ -18,13 +18,12 @@ from shoal.wire import FinishReason, GenerationJob
 from shoal_worker.answers import Answers, OpenJob, OpenRequest, request_ended
 from shoal_worker.events import EngineState, Event
 from shoal_worker.lanes import LaneSpec
-from shoal_worker.messages import FromEngine, JobRefused, Observed, Submit, TextDelta, Unstarted
+from shoal_worker.messages import FromEngine, JobRefused, Observed, Submit, TextDelta
 from shoal_worker.scheduler import Decode, Prefill, Scheduler, Step
 from shoal_worker.sequence import SampledToken, Sequence
 from shoal_worker.step_observer import StepObserver
 from shoal_worker.text import TextCodec, TextStream
 
-MAX_FAILED_STEPS = 3
 STATE_EVERY_S = 1.0
 
 log = logging.getLogger("shoal.engine")
@@ -75,7 +74,6 @@ class ServingLoop:
         self._streams: dict[Sequence, TextStream] = {}
         self._outbox: list[FromEngine] = []
         self._events: list[Event] = []
-        self._failed_steps = 0
         self._state_sent_s = float("-inf")
 
     @property
@@ -94,10 +92,15 @@ class ServingLoop:
         except InvalidRequest as error:
             self._outbox.append(JobRefused(message.job_id, f"not a GenerationJob: {error}"))
             return
+        except RecursionError:
+            self._outbox.append(
+                JobRefused(message.job_id, "the job's argument is nested too deeply")
+            )
+            return
         # Claimed again after a lost lease: what is left of the first attempt goes.
         self.cancel(message.job_id, None)
         self._jobs[message.job_id] = OpenJob.of(message, job, self._clock())
-        for index, request in enumerate(self._jobs[message.job_id].requests):
+        for index, request in self._jobs[message.job_id].requests.items():
             self._admit(message, index, request)
         self._finish_job_if_done(message.job_id)
 
@@ -107,20 +110,13 @@ class ServingLoop:
             return
         requests = self._jobs[job_id].requests
         if index is None:
-            for request in requests:
+            for request in requests.values():
                 self._abort(request)
             del self._jobs[job_id]
-        elif 0 <= index < len(requests) and requests[index].result is None:
+        elif index in requests and requests[index].result is None:
             self._abort(requests[index])
             self._answer_error(job_id, requests[index], "cancelled", "cancelled by its sender")
             self._finish_job_if_done(job_id)
-
-    def drain(self) -> None:
-        """Let go of the jobs of which nothing has run yet, and name them."""
-        unstarted = [job_id for job_id, job in self._jobs.items() if not job.has_started]
-        for job_id in unstarted:
-            self.cancel(job_id, None)
-        self._outbox.append(Unstarted(tuple(unstarted)))
 
     def step(self) -> list[FromEngine]:
         """Run one step, if there is one, and hand out what is to be told since the last call."""
@@ -155,6 +151,14 @@ class ServingLoop:
             code = "prompt_too_long" if isinstance(error, PromptTooLong) else "invalid_request"
             self._answer_error(message.job_id, request, code, str(error))
             return
+        except Exception as error:  # noqa: BLE001
+            # The edge of admission: whatever a tokenizer trips over in one prompt concerns nobody
+            # else. The prompt stays out of the log.
+            kind = type(error).__name__
+            log.error("request %d of job %s is not tokenised: %s", index, message.job_id, kind)
+            text = f"the request could not be tokenised: {kind}"
+            self._answer_error(message.job_id, request, "internal_error", text)
+            return
         for sequence in request.sequences:
             if sequence.deadline_s is not None:
                 sequence.deadline_s -= message.queued_s
@@ -164,23 +168,12 @@ class ServingLoop:
 
     def _run(self, step: Step) -> None:
         started_s = self._clock()
-        try:
-            if isinstance(step, Prefill):
-                for row in step.rows:
-                    row.sequence.prefill_started_s = started_s
-                tokens = self._engine.prefill(step)
-            else:
-                tokens = self._engine.decode(step)
-        except Exception:
-            # The edge of a step: its rows are answered with an error, the others go on. An engine
-            # that fails again and again is beyond that, and its process ends.
-            log.exception("a step of lane %s with %d rows failed", step.lane.name, len(step.rows))
-            self._failed_steps += 1
-            if self._failed_steps >= MAX_FAILED_STEPS:
-                raise
-            self._fail_rows(step)
-            return
-        self._failed_steps = 0
+        if isinstance(step, Prefill):
+            for row in step.rows:
+                self._prefill_starts(row.sequence, started_s)
+            tokens = self._engine.prefill(step)
+        else:
+            tokens = self._engine.decode(step)
         ended_s = self._clock()
         slots = {row.sequence: row.slot for row in step.rows}
         num_before = sum(len(sequence.output_token_ids) for sequence in slots)
@@ -199,6 +192,14 @@ class ServingLoop:
         for sequence in slots:
             if sequence.is_finished:
                 self._conclude(sequence)
+
+    def _prefill_starts(self, sequence: Sequence, now_s: float) -> None:
+        sequence.prefill_started_s = now_s
+        limit_s = self._jobs[sequence.key.job_id].message.limit_s
+        if limit_s is not None:
+            before_s = sequence.deadline_s
+            ends_s = now_s + limit_s
+            sequence.deadline_s = ends_s if before_s is None else min(before_s, ends_s)
 
     def _advance_text(self, sequence: Sequence) -> None:
         stream = self._streams.get(sequence)
@@ -229,17 +230,6 @@ class ServingLoop:
             if not sequence.is_finished:
                 self._end(sequence, "abort")
             self._streams.pop(sequence, None)
-
-    def _fail_rows(self, step: Step) -> None:
-        for row in step.rows:
-            if row.sequence.is_finished:
-                continue  # It went with another sample of its request.
-            job_id, index, _sample = row.sequence.key
-            request = self._jobs[job_id].requests[index]
-            self._abort(request)
-            text = "the engine failed in a step that this request was part of"
-            self._answer_error(job_id, request, "engine_error", text, retryable=True)
-            self._finish_job_if_done(job_id)
 
     def _conclude(self, sequence: Sequence) -> None:
         """A sequence has ended: answer its request if it was the last one."""

@@ -17,6 +17,8 @@ class Submit:
         queued_s: seconds it has waited since submission.
         priority: smaller is served first.
         streams: whether text is wanted as it is made.
+        indexes: run these requests of it alone; all where it is None.
+        limit_s: seconds that each request may take from its prefill on.
     """
 
     job_id: str
@@ -25,6 +27,8 @@ class Submit:
     queued_s: float
     priority: int
     streams: bool = False
+    indexes: tuple[int, ...] | None = None
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +40,17 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
-    """Answer with `Unstarted` jobs, forget them, and finish the others."""
-
-
-@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Leave now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine serves; what it is and how much it takes."""
+    """The engine serves; what it is and how much it takes.
+
+    Attributes:
+        num_positions: tokens that the caches of all slots hold.
+    """
 
     model_name: str
     fingerprint: str
@@ -56,6 +59,7 @@ class Ready:
     num_slots: int
     lanes: dict[str, int]
     load_s: float
+    num_positions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,15 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class JobDone:
-    """A job's results, as the JSON that goes into Redis."""
+    """A job's results, as the JSON that goes into Redis.
+
+    Attributes:
+        indexes: the requests that these are the results of; all of the job's where it is None.
+    """
 
     job_id: str
     result: dict[str, Any]
+    indexes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +100,10 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class Unstarted:
-    """The answer to `Drain`: jobs of which nothing has run."""
+class Dying:
+    """The engine cannot go on, for this reason, and leaves."""
 
-    job_ids: tuple[str, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,5 +113,5 @@ class Observed:
     events: tuple[Event, ...]
 
 
-ToEngine = Submit | Cancel | Drain | Shutdown
-FromEngine = Ready | LoadFailed | JobDone | JobRefused | TextDelta | Unstarted | Observed
+ToEngine = Submit | Cancel | Shutdown
+FromEngine = Ready | LoadFailed | JobDone | JobRefused | TextDelta | Dying | Observed

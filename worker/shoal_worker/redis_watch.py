@@ -12,15 +12,29 @@ import redis
 from shoal_worker.events import RedisRoundTrip, Subscriber
 
 RETRY_S = 0.5
+MAX_RETRY_S = 5.0
 # Gone, silent, full, or a replica just now: in each case the same command may work later.
-AWAY = (
+_AWAY = (
     redis.ConnectionError,
     redis.TimeoutError,
     redis.OutOfMemoryError,
     redis.ReadOnlyError,
 )
+# The same said in other words; inside a script they come wrapped, before Redis 7 also READONLY.
+_AWAY_WORDS = (
+    "MISCONF", "BUSY", "NOREPLICAS", "LOADING", "MASTERDOWN", "READONLY", "OOM", "UNKILLABLE",
+    "CLUSTERDOWN", "TRYAGAIN",
+)  # fmt: skip
 
 log = logging.getLogger("shoal.worker")
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the same command may work later, when Redis is itself again."""
+    if isinstance(error, _AWAY):
+        return not isinstance(error, redis.AuthenticationError)
+    is_reply = isinstance(error, redis.ResponseError)
+    return is_reply and any(word in str(error) for word in _AWAY_WORDS)
 
 
 class RedisWatch:
@@ -34,6 +48,7 @@ class RedisWatch:
         self._emit = emit
         self._sleep = sleep
         self._away_since_s: float | None = None
+        self._retry_s = RETRY_S
 
     @property
     def is_away(self) -> bool:
@@ -45,17 +60,21 @@ class RedisWatch:
         """Run a turn; if Redis fails in it, its rest is skipped and a moment waited."""
         try:
             yield
-        except AWAY as error:
+        except redis.RedisError as error:
+            if not is_away(error):
+                raise
             if self._away_since_s is None:
                 self._away_since_s = time.monotonic()
                 log.error("Redis fails; results are kept, nothing is claimed: %s", error)
-            self._sleep(RETRY_S)
+            self._sleep(self._retry_s)
+            self._retry_s = min(self._retry_s * 2, MAX_RETRY_S)
         else:
             if self._away_since_s is not None:
                 log.warning(
                     "Redis answers again after %.1f s", time.monotonic() - self._away_since_s
                 )
                 self._away_since_s = None
+                self._retry_s = RETRY_S
 
     @contextmanager
     def timed(self, command: str) -> Iterator[None]:

@@ -26,6 +26,7 @@ from rq.worker.base import BaseWorker
 from shoal_worker.rq_fence import SERVER_TROUBLE, Fence, Halt
 from shoal_worker.rq_outcomes import Claimed, Failed, GivenBack, Outcome, Stopped, Succeeded
 from shoal_worker.rq_private import (
+    STOPPED_REASON,
     Command,
     ending_job,
     ending_worker,
@@ -34,8 +35,6 @@ from shoal_worker.rq_private import (
 )
 
 log = logging.getLogger("shoal.worker")
-
-STOPPED_REASON = "Job stopped by user"
 
 
 def needs_rq(outcome: Outcome, *, callbacks: bool = False) -> bool:

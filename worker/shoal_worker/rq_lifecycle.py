@@ -7,32 +7,46 @@ written by RQ's own code (see `rq_private`), run by a script only if the job is 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 from redis import Redis
-from rq import Queue
 from rq.defaults import RQ_KEY_PREFIX
-from rq.exceptions import DeserializationError
+from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
 
-from shoal.jobs import EXPIRIES_KEY
+from shoal.jobs import EXPIRIES_KEY, cancel_key
+from shoal_worker.rq_finish import enqueue_ready, finish_through_rq, needs_rq
+from shoal_worker.rq_outcomes import (
+    Claimed,
+    Failed,
+    GivenBack,
+    Outcome,
+    Recovered,
+    Renewal,
+    Room,
+    Stopped,
+    Succeeded,
+)
 from shoal_worker.rq_private import (
     Command,
     RegisteredWorker,
+    dead_letter_commands,
     failure_commands,
     has_callbacks,
     requeue_commands,
     restored_job,
     started_execution,
+    stopped_commands,
     success_commands,
     unreadable_commands,
 )
@@ -41,79 +55,17 @@ log = logging.getLogger("shoal.worker")
 
 LEASES_KEY = f"{RQ_KEY_PREFIX}:shoal:leases"
 WIP_AHEAD_S = 3_600  # `rq info` and dashboards reap what RQ's own entry says is overdue.
-MAX_JOBS_PER_SCRIPT = 256
+CANCELLED_TTL_S = 86_400
+MAX_IDS_PER_CLAIM = 256
+MAX_JOBS_PER_RECOVERY = 256
+MAX_JOBS_PER_COMMIT = 256
+# Redis refuses a word of 512 MB and a request of 1 GB; long before that, others wait too long.
+MAX_COMMIT_BYTES = 32 * 1024**2
+MAX_RESULT_BYTES = 64 * 1024**2
 MAX_WORKER_DEATHS = 5
-DEATHS_FIELD = "shoal_deaths"  # in the job's hash, beside RQ's own fields
+DEATH_FIELDS = ("shoal_deaths", "shoal_died_at", "shoal_exposed")  # In the job's hash, beside RQ's.
 
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A job that is ours: started in RQ's eyes, and under our lease."""
-
-    job: Job
-    execution: Execution
-    deaths: int = 0  # workers or engines that died while they held it
-
-    @property
-    def id(self) -> str:
-        """The RQ job's id."""
-        return str(self.job.id)
-
-    @property
-    def queue(self) -> str:
-        """The queue it came from."""
-        return str(self.job.origin)
-
-
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    """The job returned this JSON value."""
-
-    claimed: Claimed
-    return_value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The job failed for good, for this reason."""
-
-    claimed: Claimed
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class GivenBack:
-    """The job goes back to the front of its queue as if it had not been taken."""
-
-    claimed: Claimed
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
-    """As `GivenBack`, but what ran it has died: counted, since the job may be the cause."""
-
-    claimed: Claimed
-
-
-Outcome = Succeeded | Failed | GivenBack | Abandoned
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """What a lease's renewal said of one job."""
-
-    claimed: Claimed
-    state: Literal["held", "cancelled", "lost"]
-    cancelled_requests: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """A job found without a living worker, and what was done with it."""
-
-    job_id: str
-    queue: str
-    failed: bool
+_COMMITTED, _NEEDS_RQ = 1, 2  # What commit.lua says of a job; 0 is a refusal.
 
 
 class Lifecycle:
@@ -122,54 +74,72 @@ class Lifecycle:
     Args:
         worker: our registration with RQ; its queues are claimed from in their order.
         lease_s: a job whose lease is not renewed for so long runs again elsewhere.
+        callbacks: run the callbacks that jobs bring along, and send their webhooks.
     """
 
-    def __init__(self, worker: RegisteredWorker, *, lease_s: float) -> None:
+    def __init__(
+        self, worker: RegisteredWorker, *, lease_s: float, callbacks: bool = False
+    ) -> None:
         self.worker = worker
         self.lease_s = lease_s
+        self._callbacks = callbacks
         self._redis: Redis = worker.connection
+        self._answers_key = f"{RQ_KEY_PREFIX}:shoal:answers:{worker.name}"
+        self._unanswered_claim: str | None = None
         self._claim = self._script("claim")
         self._renew = self._script("renew")
         self._commit = self._script("commit")
         self._recover = self._script("recover")
 
-    def claim(self, max_requests: int) -> list[Claimed]:
-        """Take jobs of about `max_requests` requests in all, at most one job over it."""
+    def claim(self, room: Room, fingerprint: str = "") -> list[Claimed]:
+        """Take jobs for the free room, passing it by one job at most.
+
+        Args:
+            fingerprint: of what will run them; a job bound to another stays where it is.
+        """
         now = datetime.now(UTC)
-        *claimed, _dropped = self._claim(
+        is_repeated = self._unanswered_claim is not None
+        claim_id = self._unanswered_claim or os.urandom(14).hex()
+        self._unanswered_claim = claim_id
+        *claimed, (num_dropped, num_skipped) = self._claim(
             keys=[LEASES_KEY, *self.worker.queue_keys()],
             args=[
                 RQ_KEY_PREFIX,
                 self.worker.name,
-                max_requests,
-                MAX_JOBS_PER_SCRIPT,
+                room.requests,
+                room.reserved,
+                room.tokens,
+                MAX_IDS_PER_CLAIM,
                 self.lease_s,
                 WIP_AHEAD_S,
                 utcformat(now),
-                os.urandom(14).hex(),
+                claim_id,
+                int(is_repeated),
+                fingerprint,
             ],
         )
-        jobs = []
-        for execution_id, job_id, flat in claimed:
-            execution = self._execution(execution_id.decode(), job_id.decode(), now)
-            fields = _pairs(flat)
-            try:
-                job = restored_job(job_id.decode(), fields, self._redis, JSONSerializer)
-            except Exception as error:  # noqa: BLE001
-                # Whatever RQ trips over in a hash that somebody else wrote: one such job must not
-                # end the worker, and the next one, and the next.
-                self._discard(execution, fields, error)
-                continue
-            jobs.append(Claimed(job, execution, int(fields.get(DEATHS_FIELD.encode(), 0))))
-        return jobs
+        self._unanswered_claim = None
+        if num_dropped:
+            log.info("%d ids in the queues had no waiting job and were dropped", num_dropped)
+        if num_skipped:
+            log.debug("%d jobs are bound to another kind of worker and were left", num_skipped)
+        jobs = (self._readable(now, *words) for words in claimed)
+        return [job for job in jobs if job is not None]
 
-    def renew(self, claimed: Sequence[Claimed]) -> list[Renewal]:
-        """Renew all leases in one round trip, and hear of cancellations in the same."""
+    def renew(
+        self, claimed: Sequence[Claimed], waiting: frozenset[str] = frozenset()
+    ) -> list[Renewal]:
+        """Renew all leases in one round trip, and hear of cancellations in the same.
+
+        Args:
+            waiting: ids of jobs that do not run yet; our death would not be charged to them.
+        """
         if not claimed:
             return []
         args: list[Any] = [RQ_KEY_PREFIX, self.worker.name, self.lease_s, WIP_AHEAD_S]
+        args.append(CANCELLED_TTL_S)
         for one in claimed:
-            args += [one.id, one.execution.id, one.queue]
+            args += [one.id, one.execution.id, one.queue, int(one.id not in waiting)]
         replies = self._renew(keys=[LEASES_KEY], args=args)
         return [
             Renewal(one, state.decode(), frozenset(int(i) for i in indexes if i.isdigit()))
@@ -177,96 +147,162 @@ class Lifecycle:
         ]
 
     def commit(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        """End jobs in one round trip; False for each that was not ours to end any more."""
+        """End jobs in one round trip: as many of the first ones as fit into one request.
+
+        Called again with the same outcomes, for want of a reply, it ends nothing twice.
+
+        Returns:
+            For each job that was tried, in order: False if it was not ours to end any more.
+        """
         if not outcomes:
             return []
-        args: list[Any] = [RQ_KEY_PREFIX, self.worker.name]
-        for outcome in outcomes:
-            claimed, commands = outcome.claimed, self._commands(outcome)
-            kept_s = claimed.job.get_result_ttl(0) if isinstance(outcome, Succeeded) else 0
-            args += [claimed.id, claimed.execution.id, claimed.queue, kept_s, len(commands)]
-            args += [word for command in commands for word in (len(command), *command)]
-        committed = [
-            bool(reply) for reply in self._commit(keys=[LEASES_KEY, EXPIRIES_KEY], args=args)
+        chunk, words = self._chunk(outcomes)
+        # Outcomes are told apart by execution, which no two claims share.
+        digest = hashlib.sha1(usedforsecurity=False)
+        for outcome in chunk:
+            digest.update(f"{outcome.claimed.execution.id}{type(outcome).__name__}".encode())
+        answers = self._commit(
+            keys=[LEASES_KEY, EXPIRIES_KEY, self._answers_key],
+            args=[RQ_KEY_PREFIX, self.worker.name, digest.hexdigest(), *words],
+        )
+        return [
+            answer == _COMMITTED or (answer == _NEEDS_RQ and self._finish_through_rq(outcome))
+            for outcome, answer in zip(chunk, answers, strict=True)
         ]
-        for outcome, ran in zip(outcomes, committed, strict=True):
-            if ran and isinstance(outcome, Succeeded | Failed):
-                self._enqueue_dependents(outcome.claimed)
-        return committed
 
     def recover(self) -> list[Recovered]:
         """Put dead workers' jobs back to their queues; end those that keep losing their worker."""
         args = [
             RQ_KEY_PREFIX,
             self.worker.name,
-            MAX_JOBS_PER_SCRIPT,
+            MAX_JOBS_PER_RECOVERY,
             MAX_WORKER_DEATHS,
             self.lease_s,
         ]
         recovered, condemned = [], []
         for job_id, execution_id, queue, fate in self._recover(keys=[LEASES_KEY], args=args):
             failed = fate == b"condemned"
-            recovered.append(Recovered(job_id.decode(), queue.decode(), failed))
+            named = (job_id.decode(errors="replace"), queue.decode(errors="replace"))
+            recovered.append(Recovered(*named, failed))
             if failed:
-                condemned.append(self._condemned(job_id.decode(), execution_id.decode()))
-        self.commit(condemned)
+                condemned.append((job_id, execution_id, queue))
+        for names in condemned:
+            self._condemn(*names)
+        enqueue_ready(self.worker)
         return recovered
 
-    def _condemned(self, job_id: str, execution_id: str) -> Failed:
-        job = Job.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
-        execution = self._execution(execution_id, job_id, datetime.now(UTC))
-        return too_many_deaths(Claimed(job, execution))
+    def _chunk(self, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Any]]:
+        """The outcomes that go into one script call, and their words."""
+        chunk: list[Outcome] = []
+        words: list[Any] = []
+        num_bytes = 0
+        for outcome in outcomes[:MAX_JOBS_PER_COMMIT]:
+            entry = self._entry(outcome)
+            num_bytes += _num_bytes([tuple(entry)])
+            if chunk and num_bytes > MAX_COMMIT_BYTES:
+                break
+            chunk.append(outcome)
+            words += entry
+        return chunk, words
 
-    def _discard(self, execution: Execution, fields: dict[bytes, bytes], error: Exception) -> None:
-        """Fail a job whose hash RQ cannot read."""
-        log.error("job %s cannot be read and is failed: %s", execution.job_id, error)
-        queue = fields.get(b"origin", b"").decode(errors="replace")
-        commands = unreadable_commands(self.worker, queue, execution)
-        args: list[Any] = [RQ_KEY_PREFIX, self.worker.name]
-        args += [execution.job_id, execution.id, queue, 0, len(commands)]
-        args += [word for command in commands for word in (len(command), *command)]
-        self._commit(keys=[LEASES_KEY, EXPIRIES_KEY], args=args)
+    def _entry(self, outcome: Outcome) -> list[Any]:
+        claimed = outcome.claimed
+        if needs_rq(outcome, callbacks=self._callbacks):
+            return _words(claimed, "rq", [])
+        if isinstance(outcome, GivenBack):
+            return _words(claimed, "back", requeue_commands(self.worker, claimed))
+        commands = self._ending(outcome)
+        if isinstance(outcome, Succeeded) and _num_bytes(commands) > MAX_RESULT_BYTES:
+            size = _num_bytes(commands)
+            reason = f"its result takes {size} bytes; a result may have {MAX_RESULT_BYTES}"
+            log.error("job %s is failed: %s", claimed.id, reason)
+            return _words(claimed, "end", self._ending(Failed(claimed, reason)))
+        kept_s = claimed.job.get_result_ttl(0) if isinstance(outcome, Succeeded) else 0
+        return _words(claimed, "end", commands, kept_s)
+
+    def _ending(self, outcome: Succeeded | Failed | Stopped) -> list[Command]:
+        match outcome:
+            case Succeeded(claimed, value):
+                commands = success_commands(self.worker, claimed, value)
+            case Failed(claimed, reason):
+                commands = failure_commands(self.worker, claimed, reason)
+            case Stopped(claimed):
+                commands = stopped_commands(self.worker, claimed)
+        return [*commands, *self._along(outcome)]
+
+    def _along(self, outcome: Outcome) -> list[Command]:
+        """What this project writes at a job's end beside RQ."""
+        claimed = outcome.claimed
+        commands: list[Command] = []
+        if claimed.deaths:
+            # Whoever requeues it starts afresh.
+            commands.append(("HDEL", claimed.job.key, *DEATH_FIELDS))
+        if isinstance(outcome, Succeeded):
+            for letter in outcome.dead_letters:
+                commands += dead_letter_commands(self.worker, claimed, letter)
+        return commands
+
+    def _finish_through_rq(self, outcome: Outcome) -> bool:
+        claimed = outcome.claimed
+        lease = ("ZREM", LEASES_KEY, claimed.execution.composite_key)
+        along = [*self._along(outcome), lease, ("DEL", cancel_key(claimed.id))]
+        kept_s = claimed.job.get_result_ttl(0)
+        if isinstance(outcome, Succeeded) and kept_s > 0:
+            along.append(("ZADD", EXPIRIES_KEY, time.time() + kept_s, claimed.id))
+        return finish_through_rq(self.worker, outcome, along, callbacks=self._callbacks)
+
+    def _readable(
+        self,
+        now: datetime,
+        execution_id: bytes,
+        job_id: bytes,
+        flat: list[bytes],
+        requests: int,
+        tokens: int,
+    ) -> Claimed | None:
+        fields = _pairs(flat)
+        try:
+            job = restored_job(job_id.decode(), fields, self._redis, JSONSerializer)
+            execution = self._execution(execution_id.decode(), job.id, now)
+            deaths = _number(fields.get(b"shoal_deaths"))
+            return Claimed(job, execution, requests, tokens, deaths)
+        except Exception as error:  # noqa: BLE001
+            # Whatever RQ trips over in a hash that somebody else wrote: one such job must not end
+            # the worker, and the next one, and the next.
+            queue = fields.get(b"origin", b"")
+            log.error("job %r cannot be read and is failed: %s", job_id, error)
+            self._discard(job_id, execution_id, queue)
+            return None
+
+    def _condemn(self, job_id: bytes, execution_id: bytes, queue: bytes) -> None:
+        """Fail a job that has outlived too many workers to be trusted with another."""
+        reason = f"it lost its worker {MAX_WORKER_DEATHS + 1} times within the hour"
+        try:
+            job = Job.fetch(job_id.decode(), connection=self._redis, serializer=JSONSerializer)
+            execution = self._execution(execution_id.decode(), job.id, datetime.now(UTC))
+        except (ValueError, TypeError, NoSuchJobError, DeserializationError):
+            self._discard(job_id, execution_id, queue)
+        else:
+            self.commit([Failed(Claimed(job, execution, deaths=MAX_WORKER_DEATHS + 1), reason)])
+
+    def _discard(self, job_id: bytes, execution_id: bytes, queue: bytes) -> None:
+        """Fail a job that RQ cannot even read."""
+        commands = unreadable_commands(self.worker, queue, job_id, execution_id)
+        entry = [job_id, execution_id, queue, 0, "end", len(commands), *_flat(commands)]
+        self._commit(
+            keys=[LEASES_KEY, EXPIRIES_KEY, self._answers_key],
+            args=[RQ_KEY_PREFIX, self.worker.name, execution_id, *entry],
+        )
 
     def _execution(self, execution_id: str, job_id: str, now: datetime) -> Execution:
         return started_execution(execution_id, job_id, self.worker.name, now, self._redis)
-
-    def _commands(self, outcome: Outcome) -> list[Command]:
-        job, execution = outcome.claimed.job, outcome.claimed.execution
-        match outcome:
-            case Succeeded(return_value=value):
-                return success_commands(self.worker, job, execution, value)
-            case Failed(reason=reason):
-                return failure_commands(self.worker, job, execution, reason)
-            case GivenBack():
-                return requeue_commands(self.worker, job, execution)
-            case Abandoned():
-                requeue = requeue_commands(self.worker, job, execution)
-                return [*requeue, ("HINCRBY", job.key, DEATHS_FIELD, 1)]
-
-    def _enqueue_dependents(self, claimed: Claimed) -> None:
-        if self._redis.exists(claimed.job.dependents_key):
-            queue = Queue(claimed.queue, connection=self._redis, serializer=JSONSerializer)
-            queue.enqueue_dependents(claimed.job)
 
     def _script(self, name: str) -> Any:
         source = files("shoal_worker").joinpath("scripts", f"{name}.lua").read_text()
         return self._redis.register_script(source)
 
 
-def abandoned(claimed: Claimed) -> Outcome:
-    """The outcome of a job whose engine died: once more, or the end."""
-    if claimed.deaths >= MAX_WORKER_DEATHS:
-        return too_many_deaths(claimed)
-    return Abandoned(claimed)
-
-
-def too_many_deaths(claimed: Claimed) -> Failed:
-    """The end of a job that has outlived too many workers to be trusted with another."""
-    reason = f"what ran it died {MAX_WORKER_DEATHS + 1} times while it held this job"
-    return Failed(claimed, reason)
-
-
-def refusal(claimed: Claimed, function_name: str) -> str | None:
+def refusal(claimed: Claimed, function_name: str, *, allow_callbacks: bool = False) -> str | None:
     """Why a claimed job must not run, or None: another function, or names to import."""
     try:
         func_name = claimed.job.func_name
@@ -274,9 +310,30 @@ def refusal(claimed: Claimed, function_name: str) -> str | None:
         return "the job's data is not JSON; enqueue it with RQ's JSONSerializer"
     if func_name != function_name:
         return f"this worker runs {function_name} and nothing else; the job asks for {func_name}"
-    if has_callbacks(claimed.job):
-        return "callbacks and webhooks are refused: they would run code or send requests from here"
+    if has_callbacks(claimed.job) and not allow_callbacks:
+        return (
+            "callbacks and webhooks are refused: they would run code or send requests from here; "
+            "--allow-callbacks permits them"
+        )
     return None
+
+
+def _words(claimed: Claimed, way: str, commands: list[Command], kept_s: int = 0) -> list[Any]:
+    """One job's part of the commit script's arguments."""
+    named = [claimed.id, claimed.execution.id, claimed.queue]
+    return [*named, kept_s, way, len(commands), *_flat(commands)]
+
+
+def _flat(commands: Iterable[Command]) -> list[Any]:
+    return [word for command in commands for word in (len(command), *command)]
+
+
+def _num_bytes(commands: Iterable[Command]) -> int:
+    return sum(len(word) for one in commands for word in one if isinstance(word, str | bytes))
+
+
+def _number(text: bytes | None) -> int:
+    return int(text) if text is not None and text.isdigit() else 0
 
 
 def _pairs(flat: Iterable[bytes]) -> dict[bytes, bytes]:

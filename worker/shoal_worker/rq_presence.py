@@ -22,6 +22,7 @@ from shoal_worker.rq_private import RegisteredWorker
 HEARTBEAT_S = 1.0  # What `shoal status` and a bulk run show is as old as that.
 SUSPENSION_S = 1.0
 CLEAN_S = 600.0
+MIN_REDIS = (6, 2)  # 6.2 is the oldest that RQ itself claims safely from.
 WORKER_TTL_S = 30  # RQ adds a minute; a dead worker is listed for so long.
 
 log = logging.getLogger("shoal.worker")
@@ -67,8 +68,16 @@ class Presence:
         self._suspended = False
 
     @contextmanager
-    def registered(self) -> Iterator[None]:
-        """Listed by RQ and listening to its commands, until the block ends."""
+    def registered(self) -> Iterator[float]:
+        """Listed by RQ and listening to its commands, until the block ends.
+
+        Yields:
+            Seconds for which the server has been up.
+
+        Raises:
+            ShoalError: the server is too old, or the name is taken.
+        """
+        uptime_s = self._checked_server()
         try:
             self.worker.register_birth()
         except ValueError:
@@ -78,16 +87,29 @@ class Presence:
         self.worker.subscribe()
         self.worker.set_state(self._state)
         try:
-            yield
+            yield uptime_s
         finally:
             try:
-                self.worker.unsubscribe()
-                self.worker.register_death()
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                log.error("Redis does not answer, so RQ forgets this worker by its time: %s", error)
+                try:
+                    self.worker.unsubscribe()
+                finally:
+                    self.worker.register_death()
+            except redis.RedisError as error:
+                log.error("Redis fails, so RQ forgets this worker by its time: %s", error)
+
+    def _checked_server(self) -> float:
+        facts: Any = self._redis.info("server")
+        version = str(facts.get("redis_version", ""))
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        if numbers < MIN_REDIS:
+            least = ".".join(map(str, MIN_REDIS))
+            raise ShoalError(
+                f"the server is Redis {version}; Shoal needs {least} or later, or Valkey"
+            )
+        return float(facts.get("uptime_in_seconds", 0))
 
     def beat(self, state: WorkerStatus, facts: Callable[[], Mapping[Any, Any]]) -> None:
-        """Say that we live: when the state changes, and every few seconds.
+        """Say that we live: when the state changes, and every second.
 
         Args:
             facts: more fields for the worker's hash, for `shoal status`.

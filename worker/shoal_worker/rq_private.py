@@ -9,19 +9,28 @@ outcome with what RQ's own worker writes.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from datetime import datetime
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from redis import Redis
+from rq import Queue
 from rq.command import parse_payload
-from rq.defaults import DEFAULT_FAILURE_TTL
+from rq.defaults import DEFAULT_FAILURE_TTL, RQ_KEY_PREFIX
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
+from shoal_worker.rq_outcomes import Claimed, DeadLetter
+
+STOPPED_REASON = "Job stopped by user"
+
 Command = tuple[Any, ...]
+
+log = logging.getLogger("shoal.worker")
 
 
 class RegisteredWorker(BaseWorker):
@@ -33,7 +42,7 @@ class RegisteredWorker(BaseWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.commands: list[dict[str, Any]] = []
+        self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
     def _set_connection(self, connection: Redis) -> Redis:
         # RQ would raise the pool's socket time-out to minutes for its blocking reads; ours polls,
@@ -46,18 +55,31 @@ class RegisteredWorker(BaseWorker):
 
     def handle_payload(self, message: Any) -> None:
         """Keep a command (stop-job, shutdown, ...) for `take_commands`."""
-        self.commands.append(parse_payload(message))
+        try:
+            payload = parse_payload(message)
+        except (ValueError, KeyError, TypeError):
+            payload = None
+        if isinstance(payload, dict):
+            self._commands.put(payload)
+        else:
+            # Anybody may publish on the channel; RQ's subscriber thread must outlive it.
+            log.warning("something that is no command came over this worker's channel")
 
     def take_commands(self) -> list[dict[str, Any]]:
         """The commands that arrived since the last call, oldest first."""
-        taken, self.commands = self.commands, []
-        return taken
+        taken = []
+        try:
+            while True:
+                taken.append(self._commands.get_nowait())
+        except Empty:
+            return taken
 
 
 def success_commands(
-    worker: RegisteredWorker, job: Job, execution: Execution, return_value: object
+    worker: RegisteredWorker, claimed: Claimed, return_value: object
 ) -> list[Command]:
     """What RQ writes when this job returns this value."""
+    job, execution = claimed.job, claimed.execution
     with worker.connection.pipeline() as pipeline:
         job.ended_at = now()
         job._status = JobStatus.FINISHED
@@ -81,12 +103,12 @@ def success_commands(
 
 def failure_commands(
     worker: RegisteredWorker,
-    job: Job,
-    execution: Execution,
+    claimed: Claimed,
     reason: str,
     status: JobStatus = JobStatus.FAILED,
 ) -> list[Command]:
-    """What RQ writes when this job fails for good, or is stopped, with this text as its reason."""
+    """What RQ writes when this job fails for good with this text as its reason."""
+    job, execution = claimed.job, claimed.execution
     with worker.connection.pipeline() as pipeline:
         job.ended_at = now()
         job.set_status(status, pipeline=pipeline)
@@ -104,29 +126,67 @@ def failure_commands(
         return _collected(pipeline)
 
 
-def requeue_commands(worker: RegisteredWorker, job: Job, execution: Execution) -> list[Command]:
-    """What puts a started job back to the front of its queue, as if it had not been taken."""
+def stopped_commands(worker: RegisteredWorker, claimed: Claimed) -> list[Command]:
+    """What RQ writes when somebody stops this job: a failure by another name."""
+    return failure_commands(worker, claimed, STOPPED_REASON, JobStatus.STOPPED)
+
+
+def dead_letter_commands(
+    worker: RegisteredWorker, claimed: Claimed, letter: DeadLetter
+) -> list[Command]:
+    """What puts a part of a job among the failed ones as a job of its own, ready to be requeued."""
+    of_job = claimed.job
+    func_name = of_job.func_name
+    assert func_name is not None, "a job that was run has a function"
+    job = Job.create(
+        func_name,
+        args=(letter.argument,),
+        connection=worker.connection,
+        serializer=worker.serializer,
+        id=letter.job_id,
+        origin=of_job.origin,
+        status=JobStatus.FAILED,
+        description=f"{func_name}: dead letter of {of_job.id}",
+        timeout=-1,
+        result_ttl=of_job.result_ttl,
+        failure_ttl=of_job.failure_ttl,
+    )
+    job.enqueued_at = of_job.enqueued_at
+    job.started_at, job.ended_at = of_job.started_at, now()
     with worker.connection.pipeline() as pipeline:
-        execution.delete(job=job, pipeline=pipeline)
+        job.save(pipeline=pipeline)
+        job._handle_failure(letter.reason, pipeline=pipeline, worker_name=worker.name)
+        return _collected(pipeline)
+
+
+def requeue_commands(worker: RegisteredWorker, claimed: Claimed) -> list[Command]:
+    """What puts a started job back to the front of its queue, as if it had not been taken."""
+    job = claimed.job
+    with worker.connection.pipeline() as pipeline:
+        claimed.execution.delete(job=job, pipeline=pipeline)
         job.set_status(JobStatus.QUEUED, pipeline=pipeline)
         pipeline.hset(job.key, mapping={"started_at": "", "worker_name": ""})
-        pipeline.lpush(f"rq:queue:{job.origin}", job.id)
+        pipeline.lpush(Queue.redis_queue_namespace_prefix + job.origin, job.id)
         return _collected(pipeline)
 
 
 def unreadable_commands(
-    worker: RegisteredWorker, queue: str, execution: Execution
+    worker: RegisteredWorker, queue: bytes, job_id: bytes, execution_id: bytes
 ) -> list[Command]:
-    """What puts a job that RQ cannot even read among the failed ones."""
-    job = Job(execution.job_id, connection=worker.connection, serializer=worker.serializer)
-    job.origin = queue
-    with worker.connection.pipeline() as pipeline:
-        execution.delete(job=job, pipeline=pipeline)
-        job.set_status(JobStatus.FAILED, pipeline=pipeline)
-        pipeline.expire(job.key, DEFAULT_FAILURE_TTL)
-        pipeline.zadd(job.failed_job_registry.key, {job.id: time.time() + DEFAULT_FAILURE_TTL})
-        worker.increment_failed_job_count(pipeline)
-        return _collected(pipeline)
+    """What puts a job that RQ cannot even read, be it for its id, among the failed ones."""
+    prefix, composite = RQ_KEY_PREFIX.encode(), job_id + b":" + execution_id
+    key = prefix + b":job:" + job_id
+    ttl = DEFAULT_FAILURE_TTL
+    return [
+        ("DEL", prefix + b":execution:" + composite),
+        ("ZREM", prefix + b":wip:" + queue, composite),
+        ("ZREM", prefix + b":executions:" + job_id, execution_id),
+        ("SREM", f"{worker.key}:executions", composite),
+        ("HSET", key, "status", JobStatus.FAILED.value),
+        ("EXPIRE", key, ttl),
+        ("ZADD", prefix + b":failed:" + queue, time.time() + ttl, job_id),
+        ("HINCRBY", worker.key, "failed_job_count", 1),
+    ]
 
 
 def restored_job(

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Literal
 
-from rq.utils import now
+import redis
 from rq.worker.base import WorkerStatus
 
 from shoal.jobs import stream_key
 from shoal.redis_url import connect
 from shoal.wire import FUNCTION_NAME
+from shoal_worker.dispatcher import Dispatcher
 from shoal_worker.engine_link import EngineLink
 from shoal_worker.engine_process import EngineProcess
 from shoal_worker.events import (
@@ -30,28 +31,16 @@ from shoal_worker.events import (
     Subscriber,
 )
 from shoal_worker.held_jobs import HeldJobs
-from shoal_worker.messages import (
-    Cancel,
-    Drain,
-    FromEngine,
-    JobDone,
-    JobRefused,
-    Observed,
-    Ready,
-    Submit,
-    TextDelta,
-    Unstarted,
-)
-from shoal_worker.redis_watch import AWAY, RedisWatch
-from shoal_worker.rq_lifecycle import (
-    Abandoned,
-    Claimed,
+from shoal_worker.messages import FromEngine, JobDone, JobRefused, Observed, Ready, TextDelta
+from shoal_worker.redis_watch import RedisWatch, is_away
+from shoal_worker.rq_lifecycle import Lifecycle, refusal
+from shoal_worker.rq_outcomes import (
     Failed,
     GivenBack,
-    Lifecycle,
     Outcome,
+    Room,
+    Stopped,
     Succeeded,
-    refusal,
 )
 from shoal_worker.rq_presence import Every, Presence
 from shoal_worker.settings import WorkerSettings
@@ -59,6 +48,7 @@ from shoal_worker.throughput import Throughput
 
 RECOVER_S = 5.0
 CANCELLATIONS_S = 0.5  # They are heard of with the renewal of leases.
+BUSY_POLL_S = 0.01
 STREAM_TTL_S = 3_600
 
 EXIT_DRAINED = 0
@@ -84,21 +74,27 @@ class Worker:
         start_engine: Callable[[], EngineProcess] | None = None,
     ) -> None:
         self._settings = settings
-        self._redis = connect(redis_url)
         # Claims and commits are not idempotent: this client never sends one again by itself.
-        self._presence = Presence(settings.queues, settings.name, connect(redis_url, retries=0))
-        self._lifecycle = Lifecycle(self._presence.worker, lease_s=settings.lease_s)
+        self._redis = connect(redis_url, retries=0)
+        self._presence = Presence(settings.queues, settings.name, self._redis)
+        self._lifecycle = Lifecycle(
+            self._presence.worker, lease_s=settings.lease_s, callbacks=settings.allow_callbacks
+        )
         self._throughput = Throughput()
         self._subscribers: tuple[Subscriber, ...] = (self._throughput, *subscribers)
         self._watch = RedisWatch(self._emit)
         self._engine = EngineLink(
-            start_engine or (lambda: EngineProcess(settings.engine, settings.log_level))
+            start_engine or (lambda: EngineProcess(settings.engine, settings.log_level)),
+            hang_s=settings.hang_timeout_s,
         )
         self._held = HeldJobs()
+        self._dispatcher = Dispatcher(self._engine, self._held, settings.queues)
+        self._deltas: list[TextDelta] = []
         self._signals = 0
         self._drain_ends_s: float | None = None
         self._renew_every = Every(min(settings.lease_s / 3, CANCELLATIONS_S))
         self._recover_every = Every(min(settings.lease_s / 3, RECOVER_S))
+        self._recover_after_s = float("-inf")
         self._state: EngineState | None = None
         self._burst_is_over = False
         self._gave_back = False
@@ -128,7 +124,9 @@ class Worker:
             EngineFailedError: the model cannot be loaded, or the engine keeps dying.
         """
         announced = False
-        with self._handled_signals(), self._presence.registered():
+        with self._handled_signals(), self._presence.registered() as uptime_s:
+            # Redis has just come back, perhaps: holders of leases go first.
+            self._recover_after_s = time.monotonic() + max(0.0, self._settings.lease_s - uptime_s)
             try:
                 self._engine.start()
                 while not self._is_over():
@@ -137,22 +135,29 @@ class Worker:
                         announce(self._engine.ready)
                         announced = True
             finally:
-                self._give_back_everything()
-                self._engine.stop()
+                try:
+                    self._give_back_everything()
+                finally:
+                    self._engine.stop()
         return EXIT_GAVE_BACK if self._gave_back else EXIT_DRAINED
 
     def _turn(self) -> None:
-        """Once around: news from the engine, results out, leases, commands, new jobs in."""
+        """Once around: news from the engine, leases, results out, commands, new jobs in."""
         self._begin_drain_if_asked()
-        self._receive(self._settings.poll_s)
+        self._receive()
+        was_away = self._watch.is_away
         with self._watch.answering():
+            self._renew()  # First, also after an absence: whose lease has run out is still holder.
             self._commit()
+            self._publish()
             self._beat()
-            self._renew()
             self._obey_commands()
             self._recover()
             self._claim()
+            self._run_next_group()
             self._look_for_the_end()
+        if was_away and not self._watch.is_away:
+            self._recover_after_s = time.monotonic() + self._settings.lease_s
 
     def _is_over(self) -> bool:
         if self._signals >= 2:
@@ -166,10 +171,12 @@ class Worker:
             keys = self._presence.worker.queue_keys()
             self._burst_is_over = all(self._redis.llen(key) == 0 for key in keys)
 
-    def _receive(self, timeout_s: float) -> None:
-        messages = self._engine.receive(timeout_s)
+    def _receive(self) -> None:
+        busy = bool(self._held)
+        poll_s = min(BUSY_POLL_S, self._settings.poll_s) if busy else self._settings.poll_s
+        messages = self._engine.receive(poll_s, has_work=busy)
         if messages is None:
-            self._held.abandon_all()
+            self._dispatcher.engine_died()
             return
         for message in messages:
             self._take(message)
@@ -178,89 +185,80 @@ class Worker:
         match message:
             case Ready():
                 self._emit(_loaded(message))
-            case JobDone(job_id, result):
-                self._held.end(job_id, lambda claimed: Succeeded(claimed, result))
-            case JobRefused(job_id, reason):
-                self._held.end(job_id, lambda claimed: Failed(claimed, reason))
-            case Unstarted(job_ids):
-                for job_id in job_ids:
-                    self._held.end(job_id, GivenBack)
+            case JobDone():
+                self._dispatcher.done(message)
+            case JobRefused():
+                self._dispatcher.refused(message)
             case TextDelta():
-                self._publish(message)
+                self._deltas.append(message)
             case Observed(events):
                 for event in events:
                     self._emit(event)
 
     def _claim(self) -> None:
-        if self._drain_ends_s is not None or self._engine.ready is None:
+        room = self._room()
+        if room is None or self._presence.is_suspended():
             return
-        capacity = self._settings.max_in_flight or self._engine.ready.num_slots * 3 // 2
-        room = capacity - self._held.num_requests
-        if room <= 0 or self._presence.is_suspended():
-            return
+        fingerprint = self._engine.served.fingerprint if self._engine.served else ""
         with self._watch.timed("claim"):
-            claimed = self._lifecycle.claim(room)
+            claimed = self._lifecycle.claim(room, fingerprint)
         for one in claimed:
             self._emit(JobsMoved("claimed", one.queue, 1))
-            reason = refusal(one, FUNCTION_NAME)
-            if reason is not None:
+            reason = refusal(one, FUNCTION_NAME, allow_callbacks=self._settings.allow_callbacks)
+            if reason is None:
+                self._dispatcher.give(one)
+            else:
                 self._held.refuse(one, reason)
-                continue
-            self._hold(one)
 
-    def _hold(self, claimed: Claimed) -> None:
-        self._held.hold(claimed)
-        job = claimed.job
-        submitted = job.enqueued_at or job.created_at
-        queued_s = max(0.0, (now() - submitted).total_seconds())
-        queues = self._settings.queues
-        # A job that somebody moved here from another queue keeps that one's name.
-        priority = queues.index(claimed.queue) if claimed.queue in queues else len(queues)
-        meta: object = job.meta
-        args: Any = job.args
-        streams = isinstance(meta, dict) and bool(meta.get("stream"))
-        is_one = isinstance(args, list | tuple) and len(args) == 1 and not job.kwargs
-        argument = args[0] if is_one else None
-        try:
-            self._engine.tell(
-                Submit(claimed.id, claimed.queue, argument, queued_s, priority, streams)
-            )
-        except RecursionError:
-            reason = "the job's argument is nested too deeply to be a GenerationJob"
-            self._held.end(claimed.id, lambda one: Failed(one, reason))
+    def _room(self) -> Room | None:
+        """What could be claimed now; None if nothing may be."""
+        ready = self._engine.ready
+        if ready is None or self._drain_ends_s is not None or not self._dispatcher.takes_more:
+            return None
+        limit = self._settings.max_in_flight or ready.num_slots * 3 // 2
+        requests = limit - self._held.num_requests
+        tokens = max(limit, ready.num_positions * 3 // 2) - self._held.num_tokens
+        if requests <= 0 or tokens <= 0:
+            return None
+        reserved = self._settings.reserve
+        return Room(requests, tokens, limit // 8 if reserved is None else min(reserved, limit - 1))
+
+    def _run_next_group(self) -> None:
+        """Let suspects run whose turn it is, after noting that they do: see `recover.lua`."""
+        group = self._dispatcher.next_group()
+        if group:
+            self._lifecycle.renew(self._held.all(), self._dispatcher.waiting_jobs)
+            self._dispatcher.run(group)
 
     def _commit(self) -> None:
-        outcomes = list(self._held.outcomes)
-        if not outcomes:
-            return
-        with self._watch.timed("commit"):
-            committed = self._lifecycle.commit(outcomes)
-        # Only now: had Redis not answered, the next turn would try again.
-        del self._held.outcomes[: len(outcomes)]
-        for outcome, ran in zip(outcomes, committed, strict=True):
-            self._emit(JobsMoved(_kind(outcome) if ran else "fenced", outcome.claimed.queue, 1))
-            self._gave_back |= isinstance(outcome, GivenBack)
-            if not ran:
-                log.warning(
-                    "job %s was not ours any more; its result is dropped", outcome.claimed.id
-                )
+        while outcomes := self._held.to_commit():
+            with self._watch.timed("commit"):
+                committed = self._lifecycle.commit(outcomes)
+            # Only now: had Redis not answered, the next turn would ask with the same ones.
+            done = outcomes[: len(committed)]
+            self._held.committed(len(committed))
+            for outcome, ran in zip(done, committed, strict=True):
+                kind = _kind(outcome) if ran else "fenced"
+                self._emit(JobsMoved(kind, outcome.claimed.queue, 1))
+                self._gave_back |= ran and isinstance(outcome, GivenBack)
+                if not ran:
+                    log.warning("job %s was not ours any more", outcome.claimed.id)
 
     def _renew(self) -> None:
         if not self._renew_every.is_due():
             return
         with self._watch.timed("renew"):
-            renewals = self._lifecycle.renew(self._held.all())
+            renewals = self._lifecycle.renew(self._held.leased(), self._dispatcher.waiting_jobs)
         for renewal in renewals:
+            job_id = renewal.claimed.id
+            if job_id not in self._held:
+                continue  # It has ended; its commit will hear the same.
             if renewal.state != "held":
-                log.info("job %s is %s", renewal.claimed.id, renewal.state)
-                self._drop(renewal.claimed.id)
+                log.info("job %s is %s", job_id, renewal.state)
+                self._dispatcher.drop(job_id)
                 continue
             for index in renewal.cancelled_requests:
-                self._engine.tell(Cancel(renewal.claimed.id, index))
-
-    def _drop(self, job_id: str) -> None:
-        self._held.drop(job_id)
-        self._engine.tell(Cancel(job_id))
+                self._dispatcher.cancel_request(job_id, index)
 
     def _obey_commands(self) -> None:
         for command in self._presence.worker.take_commands():
@@ -268,22 +266,18 @@ class Worker:
                 case "shutdown":
                     self._signals += 1
                 case "stop-job":
-                    self._stop_job(str(command.get("job_id")))
+                    self._dispatcher.stop(str(command.get("job_id")))
                 case "stop-execution":
                     execution_id = command.get("execution_id")
                     for claimed in self._held.all():
                         if claimed.execution.id == execution_id:
-                            self._stop_job(claimed.id)
+                            self._dispatcher.stop(claimed.id)
                 case other:
                     log.warning("command %s is not for a worker that runs many jobs", other)
 
-    def _stop_job(self, job_id: str) -> None:
-        if job_id in self._held:
-            self._held.end(job_id, lambda claimed: Failed(claimed, "stopped on request"))
-            self._engine.tell(Cancel(job_id))
-
     def _recover(self) -> None:
-        if self._recover_every.is_due():
+        is_early = time.monotonic() < self._recover_after_s
+        if not is_early and self._recover_every.is_due():
             with self._watch.timed("recover"):
                 recovered = self._lifecycle.recover()
             for one in recovered:
@@ -312,31 +306,33 @@ class Worker:
             "shoal_padding_ratio": round(self._throughput.padding_ratio(), 4),
         }
 
-    def _publish(self, delta: TextDelta) -> None:
-        key = stream_key(delta.job_id)
-        try:
-            with self._redis.pipeline(transaction=False) as pipeline:
+    def _publish(self) -> None:
+        """Text as it is made; what Redis does not take is in the result all the same."""
+        deltas, self._deltas = self._deltas, []
+        if not deltas:
+            return
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for delta in deltas:
+                key = stream_key(delta.job_id)
                 pipeline.xadd(key, {"at": delta.at, "text": delta.text})
                 pipeline.expire(key, STREAM_TTL_S)
-                pipeline.execute()
-        except AWAY as error:
-            # The result carries the whole text; who reads along only sees it later.
-            log.warning("text of job %s was not streamed: %s", delta.job_id, error)
+            pipeline.execute()
 
     def _begin_drain_if_asked(self) -> None:
         if not self._signals or self._drain_ends_s is not None:
             return
-        log.info("stopping: work in flight is finished, the rest goes back to its queue")
-        self._drain_ends_s = time.monotonic() + self._settings.drain_timeout_s
-        if self._held:
-            self._engine.tell(Drain())
+        drain_s = self._settings.drain_timeout_s
+        log.info("stopping: %d jobs in flight have %g s to finish", len(self._held), drain_s)
+        self._drain_ends_s = time.monotonic() + drain_s
 
     def _give_back_everything(self) -> None:
         """At the end: what is still held runs elsewhere."""
         self._held.give_back_all()
         try:
             self._commit()
-        except AWAY as error:
+        except redis.RedisError as error:
+            if not is_away(error):
+                raise
             self._gave_back = True
             log.error("Redis fails, so jobs come back by their lease: %s", error)
 
@@ -366,13 +362,11 @@ def _loaded(ready: Ready) -> EngineLoaded:
     )
 
 
-def _kind(outcome: Outcome) -> Literal["committed", "failed", "retried", "abandoned"]:
+def _kind(outcome: Outcome) -> Literal["committed", "failed", "retried"]:
     match outcome:
         case Succeeded():
             return "committed"
-        case Failed():
+        case Failed() | Stopped():
             return "failed"
         case GivenBack():
             return "retried"
-        case Abandoned():
-            return "abandoned"

@@ -87,15 +87,28 @@ class WorkerSettings(EngineSettings):
         QUEUES, min_length=1, description="Queues to serve, most urgent first, by commas."
     )
     name: str = Field(
-        default_factory=lambda: f"{socket.gethostname().partition('.')[0]}-{os.getpid()}",
+        default_factory=lambda: (
+            f"{socket.gethostname().partition('.')[0]}-{os.getpid()}-{os.urandom(3).hex()}"
+        ),
         min_length=1,
-        description="Name in RQ's registry; the host and process where not given.",
+        description="Name in RQ's registry; host, process and a random part where not given.",
     )
     max_in_flight: int | None = Field(
         None,
         ge=1,
         description="Requests held at once, waiting ones included; one and a half times "
         "the slots where not given.",
+    )
+    reserve: int | None = Field(
+        None,
+        ge=0,
+        description="Of these, requests kept free for the most urgent queue; an eighth "
+        "where not given.",
+    )
+    allow_callbacks: bool = Field(
+        False,
+        description="Run jobs that bring callbacks or webhooks of RQ along, which import names and "
+        "send requests from this process.",
     )
     lease_s: float = Field(
         30.0, ge=1.0, le=3600.0, description="Seconds after which a silent worker's jobs run again."
@@ -105,6 +118,12 @@ class WorkerSettings(EngineSettings):
         ge=0.0,
         description="Seconds that SIGTERM leaves for work in flight; the rest goes back "
         "to its queue.",
+    )
+    hang_timeout_s: float = Field(
+        300.0,
+        ge=1.0,
+        description="Seconds of silence after which an engine with work in hand is killed and "
+        "started again.",
     )
     poll_s: float = Field(
         0.03, ge=0.001, le=5.0, description="Seconds between looks at an empty queue."

@@ -1,52 +1,97 @@
 -- Takes jobs for the free capacity, queue by queue in priority order, and starts each in the same
 -- step: its execution, its place in RQ's registries, its status and our lease. So no job is ever
--- in between, whatever dies when.
+-- in between, whatever dies when. A claim whose reply was lost is repeated with its id, and then
+-- returns what it took.
 -- KEYS[1]    the sorted set of leases; KEYS[2..] the queues' lists, most urgent first
--- ARGV       RQ's prefix, worker name, capacity in requests, most jobs, lease in seconds,
---            seconds RQ's own entry is kept ahead, start time as RQ writes it, id of this claim
--- Returns    {execution id, job id, hash as a flat list}, ... and last the ids that were dropped
-local prefix, worker, capacity, max_jobs = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local lease_s, ahead_s, started_at, claim_id = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8]
+-- ARGV       RQ's prefix, worker name, free capacity in requests, the part of it kept for the first
+--            queue, free capacity in tokens, most ids looked at, lease in seconds, seconds RQ's own
+--            entry is kept ahead, start time as RQ writes it, id of this claim, whether it is
+--            repeated ('1'), fingerprint of what runs the jobs
+-- Returns    {execution id, job id, hash as a flat list, requests, tokens}, ... and last
+--            {ids dropped, jobs skipped}
+local prefix, worker = ARGV[1], ARGV[2]
+local room, reserved, tokens_left = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local ids_left, lease_s, ahead_s = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local started_at, claim_id, is_repeated, fingerprint = ARGV[9], ARGV[10], ARGV[11] == '1', ARGV[12]
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local claimed, dropped = {}, {}
+local of_worker = prefix .. ':worker:' .. worker .. ':executions'
+local claimed, num_dropped, num_skipped = {}, 0, 0
 
-local function num_requests(meta)
-  local ok, parsed = pcall(cjson.decode, meta or '{}')
-  return ok and type(parsed) == 'table' and tonumber(parsed['requests']) or 1
+-- The plain JSON that its producer wrote; another client's may be anything.
+local function facts(text)
+  local ok, meta = pcall(cjson.decode, text or '{}')
+  if not ok or type(meta) ~= 'table' then meta = {} end
+  local requests, tokens = tonumber(meta['requests']), tonumber(meta['tokens'])
+  if not (requests and requests >= 1 and requests < 1e6) then requests = 1 end
+  if not (tokens and tokens >= 0 and tokens < 1e9) then tokens = 0 end
+  return math.floor(requests), math.floor(tokens), meta['fingerprint']
 end
 
-for q = 2, #KEYS do
-  while capacity > 0 and #claimed < max_jobs do
-    local id = redis.call('LPOP', KEYS[q])
-    if not id then break end
-    local key = prefix .. ':job:' .. id
-    local fields = redis.call('HMGET', key, 'status', 'meta', 'origin')
-    -- An id without a waiting job was deleted, cancelled, or is in the list twice.
-    if fields[1] == 'queued' then
-      local execution = claim_id .. string.format('%04x', #claimed)
-      local composite = id .. ':' .. execution
-      local execution_key = prefix .. ':execution:' .. composite
-      local of_job = prefix .. ':executions:' .. id
-      local of_worker = prefix .. ':worker:' .. worker .. ':executions'
-      redis.call('HSET', execution_key, 'id', execution, 'job_id', id, 'created_at', now,
-        'last_heartbeat', now, 'worker_name', worker)
-      redis.call('EXPIRE', execution_key, ahead_s)
-      redis.call('ZADD', of_job, now + ahead_s, execution)
-      redis.call('EXPIRE', of_job, ahead_s + 60)
-      redis.call('ZADD', prefix .. ':wip:' .. (fields[3] or ''), now + ahead_s, composite)
-      redis.call('SADD', of_worker, composite)
-      redis.call('EXPIRE', of_worker, ahead_s + 60)
-      redis.call('HSET', key, 'status', 'started', 'started_at', started_at,
-        'last_heartbeat', started_at, 'worker_name', worker)
-      redis.call('PERSIST', key)
-      redis.call('ZADD', KEYS[1], now + lease_s, composite)
-      capacity = capacity - num_requests(fields[2])
-      claimed[#claimed + 1] = {execution, id, redis.call('HGETALL', key)}
-    else
-      dropped[#dropped + 1] = id
+local function start(id, key, origin)
+  local execution = claim_id .. string.format('%04x', #claimed)
+  local composite = id .. ':' .. execution
+  local execution_key = prefix .. ':execution:' .. composite
+  local of_job = prefix .. ':executions:' .. id
+  redis.call('HSET', execution_key, 'id', execution, 'job_id', id, 'created_at', now,
+    'last_heartbeat', now, 'worker_name', worker)
+  redis.call('EXPIRE', execution_key, ahead_s)
+  redis.call('ZADD', of_job, now + ahead_s, execution)
+  redis.call('EXPIRE', of_job, ahead_s + 60)
+  redis.call('ZADD', prefix .. ':wip:' .. origin, now + ahead_s, composite)
+  redis.call('SADD', of_worker, composite)
+  redis.call('EXPIRE', of_worker, ahead_s + 60)
+  redis.call('HSET', key, 'status', 'started', 'started_at', started_at,
+    'last_heartbeat', started_at, 'worker_name', worker)
+  redis.call('PERSIST', key)
+  redis.call('ZADD', KEYS[1], now + lease_s, composite)
+  return execution
+end
+
+local function take_again()
+  for _, composite in ipairs(redis.call('SMEMBERS', of_worker)) do
+    local id, execution = string.match(composite, '^(.*):([^:]*)$')
+    if string.sub(execution, 1, #claim_id) == claim_id then
+      local hash = redis.pcall('HGETALL', prefix .. ':job:' .. id)
+      local meta = redis.pcall('HGET', prefix .. ':job:' .. id, 'meta')
+      if not hash.err and #hash > 0 then
+        local requests, tokens = facts(type(meta) == 'string' and meta)
+        redis.call('ZADD', KEYS[1], now + lease_s, composite)
+        claimed[#claimed + 1] = {execution, id, hash, requests, tokens}
+      end
     end
   end
 end
-claimed[#claimed + 1] = dropped
+
+local function take_from(queue, kept)
+  local skipped = {}
+  while room > kept and tokens_left > 0 and ids_left > 0 do
+    local id = redis.call('LPOP', queue)
+    if not id then break end
+    ids_left = ids_left - 1
+    local key = prefix .. ':job:' .. id
+    local fields = redis.pcall('HMGET', key, 'status', 'meta', 'origin')
+    -- An id without a waiting job was deleted, cancelled, is in the list twice, or is no job.
+    if fields.err or fields[1] ~= 'queued' then
+      num_dropped = num_dropped + 1
+    else
+      local requests, tokens, bound_to = facts(fields[2])
+      if type(bound_to) == 'string' and bound_to ~= fingerprint then
+        skipped[#skipped + 1] = id
+      else
+        local execution = start(id, key, fields[3] or '')
+        room, tokens_left = room - requests, tokens_left - tokens
+        claimed[#claimed + 1] = {execution, id, redis.call('HGETALL', key), requests, tokens}
+      end
+    end
+  end
+  for i = #skipped, 1, -1 do redis.call('LPUSH', queue, skipped[i]) end
+  num_skipped = num_skipped + #skipped
+end
+
+if is_repeated then take_again() end
+if #claimed == 0 then
+  for q = 2, #KEYS do take_from(KEYS[q], q > 2 and reserved or 0) end
+end
+claimed[#claimed + 1] = {num_dropped, num_skipped}
 return claimed
