@@ -185,7 +185,7 @@ class Driving(RuleBasedStateMachine):
             return
         assert len(self.ended) == len(set(self.ended))
         assert all(s.is_finished and s.slot is None for s in self.ended)
-        assert set(self.scheduler.find(lambda _key: True)) == self._open()
+        assert set(self.scheduler._sequences()) == self._open()
         assert len(self._open()) == self.scheduler.num_waiting + self.scheduler.num_running
 
     def teardown(self) -> None:
@@ -343,7 +343,7 @@ def test_an_interactive_prompt_waits_for_no_more_than_a_step_of_each_other_lane(
     assert urgent in [s for step in steps for s in rows_of(step)]
 
 
-def test_an_interactive_sequence_decodes_every_third_step_beside_two_busy_lanes() -> None:
+def test_an_interactive_sequence_decodes_every_second_step_beside_two_busy_lanes() -> None:
     one = scheduler(
         LaneSpec("interactive", 2, 64), LaneSpec("bulk", 4, 64), LaneSpec("bulk", 4, 128)
     )
@@ -355,7 +355,7 @@ def test_an_interactive_sequence_decodes_every_third_step_beside_two_busy_lanes(
 
     classes = [run(one).lane.service_class for _ in range(30)]
 
-    assert classes.count("interactive") == 10
+    assert classes.count("interactive") == 15
 
 
 @pytest.mark.parametrize("service_class", ["interactive", "bulk"])
@@ -512,14 +512,18 @@ def test_what_is_overdue_is_found_waiting_and_running_at_the_very_second() -> No
     assert set(one.overdue(5.0)) == {running, waiting}
 
 
-def test_sequences_are_found_by_their_key() -> None:
-    one = scheduler(LaneSpec("bulk", 1, 64))
-    first, second = add_all(one, (sequence(i) for i in range(2)))
+def test_an_interactive_request_waits_for_one_step_of_bulk_work_at_the_most() -> None:
+    one = scheduler(
+        LaneSpec("interactive", 1, 64), LaneSpec("bulk", 1, 64), LaneSpec("bulk", 1, 128)
+    )
+    add_all(one, [sequence(0, max_tokens=9), sequence(1, prompt=100, max_tokens=9)])
     run(one)
+    run(one)
+    add_all(one, [sequence(2, service_class="interactive", max_tokens=9)])
 
-    assert one.find(lambda key: key.job_id == "job0") == [first]
-    assert one.find(lambda key: key.job_id == "job1") == [second]
-    assert one.find(lambda key: key.sample == 1) == []
+    classes = [run(one).lane.service_class for _ in range(8)]
+
+    assert classes == ["interactive", "bulk"] * 4
 
 
 def test_the_cache_is_as_full_as_prompts_and_tokens_of_running_sequences() -> None:

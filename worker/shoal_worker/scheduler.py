@@ -7,14 +7,14 @@ torch, no Redis, no clock. `schedule` says what to run, the loop runs it, `updat
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
 
-from shoal.wire import FinishReason
+from shoal.wire import FinishReason, ServiceClass
 from shoal_worker.lanes import Bucket, LaneSpec, LaneTable
-from shoal_worker.sequence import SampledToken, Sequence, SequenceKey
+from shoal_worker.sequence import SampledToken, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Scheduler:
     def __init__(self, table: LaneTable) -> None:
         self.table = table
         self._lanes = {spec.name: _Lane(spec) for spec in table.lanes}
-        self._turn = 0
+        self._last_class: ServiceClass = "bulk"
+        self._turns: dict[ServiceClass, int] = {"interactive": 0, "bulk": 0}
 
     @property
     def num_waiting(self) -> int:
@@ -110,13 +111,27 @@ class Scheduler:
         insort(self._lanes[lane.name].waiting, sequence, key=attrgetter("priority", "arrival_s"))
 
     def schedule(self) -> Step | None:
-        """The next step: a prefill where one pays, else a decode; lanes take turns."""
-        lanes = list(self._lanes.values())
+        """The next step: a prefill where one pays, else a decode.
+
+        Interactive lanes get every other step if they want it, so that an interactive request waits
+        for one step of bulk work at the most; lanes of one class take turns.
+        """
+        classes: list[ServiceClass] = ["interactive", "bulk"]
+        for service_class in sorted(classes, key=lambda name: name == self._last_class):
+            step = self._next_of(service_class)
+            if step is not None:
+                self._last_class = service_class
+                return step
+        return None
+
+    def _next_of(self, service_class: ServiceClass) -> Step | None:
+        lanes = [lane for lane in self._lanes.values() if lane.spec.service_class == service_class]
+        turn = self._turns[service_class]
         for offset in range(len(lanes)):
-            lane = lanes[(self._turn + offset) % len(lanes)]
+            lane = lanes[(turn + offset) % len(lanes)]
             step = self._prefill(lane) or self._decode(lane)
             if step is not None:
-                self._turn = (self._turn + offset + 1) % len(lanes)
+                self._turns[service_class] = (turn + offset + 1) % len(lanes)
                 return step
         return None
 
@@ -143,10 +158,6 @@ class Scheduler:
         """End a sequence from outside: a stop string, a cancellation, a deadline."""
         sequence.finish_reason = reason
         self._release(sequence, now_s)
-
-    def find(self, matches: Callable[[SequenceKey], bool]) -> list[Sequence]:
-        """All sequences, waiting or running, whose key matches."""
-        return [sequence for sequence in self._sequences() if matches(sequence.key)]
 
     def overdue(self, now_s: float) -> list[Sequence]:
         """All sequences whose deadline has passed."""
