@@ -428,7 +428,8 @@ def test_a_part_of_the_room_is_kept_for_the_first_queue(connection: redis.Redis)
 
     assert [one.id for one in life.claim(Room(3, 1_000, reserved=2))] == low[:1]
     high = [enqueue(queue(connection, "high")).id for _ in range(2)]
-    assert [one.id for one in life.claim(Room(2, 1_000, reserved=2))] == high
+    # Both the requests and the tokens may have been passed by a large job of the others.
+    assert [one.id for one in life.claim(Room(-60, -9, reserved=2))] == high
 
 
 def test_tokens_count_against_the_room_too(connection: redis.Redis) -> None:

@@ -60,6 +60,11 @@ class HeldJobs:
         ended = [outcome.claimed for outcome in (*self._committing, *self._outcomes)]
         return [*self.all(), *ended]
 
+    def num_requests_of(self, queue: str) -> int:
+        """Requests held of one queue's jobs."""
+        held = (one.claimed for one in self._jobs.values())
+        return sum(claimed.requests for claimed in held if claimed.queue == queue)
+
     def hold(self, claimed: Claimed) -> HeldJob:
         """A job is ours to run; that it was before, under a lost lease, is forgotten."""
         self.drop(claimed.id)

@@ -17,12 +17,17 @@ class Room:
     """What a worker can take on: requests, and tokens of prompts and completions.
 
     Attributes:
-        reserved: the part of the requests that is kept for the first queue.
+        reserved: requests that the first queue may add whatever the others have taken.
     """
 
     requests: int
     tokens: int
     reserved: int = 0
+
+    @property
+    def is_none(self) -> bool:
+        """Whether not one request may be added."""
+        return self.reserved <= 0 and (self.requests <= 0 or self.tokens <= 0)
 
 
 @dataclass(frozen=True, slots=True)

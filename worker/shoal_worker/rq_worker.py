@@ -216,12 +216,13 @@ class Worker:
         if ready is None or self._drain_ends_s is not None or not self._dispatcher.takes_more:
             return None
         limit = self._settings.max_in_flight or ready.num_slots * 3 // 2
-        requests = limit - self._held.num_requests
-        tokens = max(limit, ready.num_positions * 3 // 2) - self._held.num_tokens
-        if requests <= 0 or tokens <= 0:
-            return None
-        reserved = self._settings.reserve
-        return Room(requests, tokens, limit // 8 if reserved is None else min(reserved, limit - 1))
+        reserve = limit // 8 if self._settings.reserve is None else self._settings.reserve
+        room = Room(
+            limit - self._held.num_requests,
+            max(limit, ready.num_positions * 3 // 2) - self._held.num_tokens,
+            reserve - self._held.num_requests_of(self._settings.queues[0]),
+        )
+        return None if room.is_none else room
 
     def _run_next_group(self) -> None:
         """Let suspects run whose turn it is, after noting that they do: see `recover.lua`."""

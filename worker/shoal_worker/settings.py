@@ -102,8 +102,8 @@ class WorkerSettings(EngineSettings):
     reserve: int | None = Field(
         None,
         ge=0,
-        description="Of these, requests kept free for the most urgent queue; an eighth "
-        "where not given.",
+        description="Requests that the most urgent queue may add whatever the others hold; an "
+        "eighth of `--max-in-flight` where not given.",
     )
     allow_callbacks: bool = Field(
         False,

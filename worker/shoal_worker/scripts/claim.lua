@@ -3,8 +3,8 @@
 -- in between, whatever dies when. A claim whose reply was lost is repeated with its id, and then
 -- returns what it took.
 -- KEYS[1]    the sorted set of leases; KEYS[2..] the queues' lists, most urgent first
--- ARGV       RQ's prefix, worker name, free capacity in requests, the part of it kept for the first
---            queue, free capacity in tokens, most ids looked at, lease in seconds, seconds RQ's own
+-- ARGV       RQ's prefix, worker name, free capacity in requests (negative where a large job passed
+--            the limit), what the first queue may take all the same, free capacity in tokens, most ids looked at, lease in seconds, seconds RQ's own
 --            entry is kept ahead, start time as RQ writes it, id of this claim, whether it is
 --            repeated ('1'), fingerprint of what runs the jobs
 -- Returns    {execution id, job id, hash as a flat list, requests, tokens}, ... and last
@@ -63,9 +63,15 @@ local function take_again()
   end
 end
 
-local function take_from(queue, kept)
+-- The first queue may use what is reserved; the others must leave it.
+local function has_room(is_first)
+  if is_first and reserved > 0 then return true end
+  return tokens_left > 0 and room > (is_first and 0 or math.max(reserved, 0))
+end
+
+local function take_from(queue, is_first)
   local skipped = {}
-  while room > kept and tokens_left > 0 and ids_left > 0 do
+  while has_room(is_first) and ids_left > 0 do
     local id = redis.call('LPOP', queue)
     if not id then break end
     ids_left = ids_left - 1
@@ -81,6 +87,7 @@ local function take_from(queue, kept)
       else
         local execution = start(id, key, fields[3] or '')
         room, tokens_left = room - requests, tokens_left - tokens
+        if is_first then reserved = reserved - requests end
         claimed[#claimed + 1] = {execution, id, redis.call('HGETALL', key), requests, tokens}
       end
     end
@@ -91,7 +98,7 @@ end
 
 if is_repeated then take_again() end
 if #claimed == 0 then
-  for q = 2, #KEYS do take_from(KEYS[q], q > 2 and reserved or 0) end
+  for q = 2, #KEYS do take_from(KEYS[q], q == 2) end
 end
 claimed[#claimed + 1] = {num_dropped, num_skipped}
 return claimed
