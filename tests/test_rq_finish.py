@@ -59,6 +59,11 @@ def noted_stop(job: Job, _connection: Any) -> None:
     calls.append((job.id, "stopped"))
 
 
+def saved(job: Job, *_arguments: Any) -> None:
+    job.meta["noted"] = True
+    job.save()
+
+
 def broken_callback(*_arguments: Any) -> None:
     raise LookupError("the callback itself")
 
@@ -534,7 +539,6 @@ def test_no_callback_and_no_webhook_goes_out_unless_allowed(
     ours = worker(connection)
     outcome = outcome_of(claim(ours))
 
-    assert not needs_rq(outcome)
     assert finish_through_rq(ours, outcome)
 
     assert calls == []
@@ -545,6 +549,24 @@ OUTCOMES: dict[str, Callable[[Claimed], Outcome]] = {
     "failed": lambda claimed: Failed(claimed, "because"),
     "stopped": Stopped,
 }
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_a_callback_may_save_its_job(connection: redis.Redis, kind: str) -> None:
+    enqueue(
+        queue(connection),
+        on_success=Callback(saved),
+        on_failure=Callback(saved),
+        on_stopped=Callback(saved),
+    )
+    ours = worker(connection)
+    claimed = claim(ours)
+
+    assert finish_through_rq(ours, OUTCOMES[kind](claimed), callbacks=True)
+
+    job = Job.fetch("first", connection=connection, serializer=JSONSerializer)
+    assert job.get_meta() == {"noted": True}
+    assert len(job.results()) == 1
 
 
 @pytest.mark.parametrize("kind", OUTCOMES)
@@ -579,6 +601,7 @@ def test_a_broken_callback_does_not_keep_its_job_from_ending(
         ({"retry": Retry(max=1)}, lambda claimed: Failed(claimed, "r"), False),
         ({}, lambda claimed: Failed(claimed, "r", may_retry=True), False),
         ({"on_success": Callback(noted_success)}, lambda claimed: Succeeded(claimed, 1), False),
+        ({}, lambda claimed: Failed(claimed, "r", error=ValueError()), True),
         ({"repeat": Repeat(times=1)}, Stopped, False),
         ({"repeat": Repeat(times=1)}, GivenBack, False),
     ],

@@ -53,8 +53,9 @@ def needs_rq(outcome: Outcome, *, callbacks: bool = False) -> bool:
     match outcome:
         case Succeeded(return_value=value):
             return bool(job.repeats_left) or isinstance(value, Retry)
-        case Failed(may_retry=may_retry):
-            return may_retry and job.should_retry
+        case Failed(may_retry=may_retry, error=error):
+            # An error that was raised here is told to the worker's exception handlers.
+            return error is not None or (may_retry and job.should_retry)
         case Stopped():
             return False
 

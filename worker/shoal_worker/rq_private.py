@@ -255,7 +255,14 @@ def ending_job(job: Job, *, sends_webhooks: bool) -> Job:
         else:
             type(ending).set_status(ending, status, pipeline)
 
+    def to_dict(**parts: Any) -> dict[Any, Any]:
+        # `set_status` alone writes the status: a callback that saves the job, which has ended in
+        # memory by then, would end it in Redis, before the transaction and without the rest.
+        fields = type(ending).to_dict(ending, **parts)
+        return {name: value for name, value in fields.items() if name != "status"}
+
     ending.set_status = set_status  # type: ignore[method-assign]
+    ending.to_dict = to_dict  # type: ignore[method-assign, assignment]
     if not sends_webhooks:
         ending.webhooks = []
     return ending
