@@ -20,9 +20,8 @@ from redis import Redis
 from rq.defaults import RQ_KEY_PREFIX
 from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.executions import Execution
-from rq.job import Job
-from rq.serializers import JSONSerializer
 from rq.utils import utcformat
+from rq.worker.base import BaseWorker
 
 from shoal.jobs import EXPIRIES_KEY, cancel_key
 from shoal_worker.rq_finish import enqueue_ready, finish_through_rq, needs_rq
@@ -39,9 +38,9 @@ from shoal_worker.rq_outcomes import (
 )
 from shoal_worker.rq_private import (
     Command,
-    RegisteredWorker,
     dead_letter_commands,
     failure_commands,
+    fetched_job,
     has_callbacks,
     requeue_commands,
     restored_job,
@@ -72,14 +71,13 @@ class Lifecycle:
     """Claims jobs, holds them, ends them.
 
     Args:
-        worker: our registration with RQ; its queues are claimed from in their order.
+        worker: our registration with RQ; its queues are claimed from in their order, and its
+            serializer reads their jobs.
         lease_s: a job whose lease is not renewed for so long runs again elsewhere.
         callbacks: run the callbacks that jobs bring along, and send their webhooks.
     """
 
-    def __init__(
-        self, worker: RegisteredWorker, *, lease_s: float, callbacks: bool = False
-    ) -> None:
+    def __init__(self, worker: BaseWorker, *, lease_s: float, callbacks: bool = False) -> None:
         self.worker = worker
         self.lease_s = lease_s
         self._callbacks = callbacks
@@ -262,7 +260,7 @@ class Lifecycle:
     ) -> Claimed | None:
         fields = _pairs(flat)
         try:
-            job = restored_job(job_id.decode(), fields, self._redis, JSONSerializer)
+            job = restored_job(self.worker, job_id.decode(), fields)
             execution = self._execution(execution_id.decode(), job.id, now)
             deaths = _number(fields.get(b"shoal_deaths"))
             return Claimed(job, execution, requests, tokens, deaths)
@@ -278,7 +276,7 @@ class Lifecycle:
         """Fail a job that has outlived too many workers to be trusted with another."""
         reason = f"it lost its worker {MAX_WORKER_DEATHS + 1} times within the hour"
         try:
-            job = Job.fetch(job_id.decode(), connection=self._redis, serializer=JSONSerializer)
+            job = fetched_job(self.worker, job_id.decode())
             execution = self._execution(execution_id.decode(), job.id, datetime.now(UTC))
         except (ValueError, TypeError, NoSuchJobError, DeserializationError):
             self._discard(job_id, execution_id, queue)

@@ -75,9 +75,7 @@ class RegisteredWorker(BaseWorker):
             return taken
 
 
-def success_commands(
-    worker: RegisteredWorker, claimed: Claimed, return_value: object
-) -> list[Command]:
+def success_commands(worker: BaseWorker, claimed: Claimed, return_value: object) -> list[Command]:
     """What RQ writes when this job returns this value."""
     job, execution = claimed.job, claimed.execution
     with worker.connection.pipeline() as pipeline:
@@ -102,7 +100,7 @@ def success_commands(
 
 
 def failure_commands(
-    worker: RegisteredWorker,
+    worker: BaseWorker,
     claimed: Claimed,
     reason: str,
     status: JobStatus = JobStatus.FAILED,
@@ -126,14 +124,12 @@ def failure_commands(
         return _collected(pipeline)
 
 
-def stopped_commands(worker: RegisteredWorker, claimed: Claimed) -> list[Command]:
+def stopped_commands(worker: BaseWorker, claimed: Claimed) -> list[Command]:
     """What RQ writes when somebody stops this job: a failure by another name."""
     return failure_commands(worker, claimed, STOPPED_REASON, JobStatus.STOPPED)
 
 
-def dead_letter_commands(
-    worker: RegisteredWorker, claimed: Claimed, letter: DeadLetter
-) -> list[Command]:
+def dead_letter_commands(worker: BaseWorker, claimed: Claimed, letter: DeadLetter) -> list[Command]:
     """What puts a part of a job among the failed ones as a job of its own, ready to be requeued."""
     of_job = claimed.job
     func_name = of_job.func_name
@@ -159,7 +155,7 @@ def dead_letter_commands(
         return _collected(pipeline)
 
 
-def requeue_commands(worker: RegisteredWorker, claimed: Claimed) -> list[Command]:
+def requeue_commands(worker: BaseWorker, claimed: Claimed) -> list[Command]:
     """What puts a started job back to the front of its queue, as if it had not been taken."""
     job = claimed.job
     with worker.connection.pipeline() as pipeline:
@@ -171,7 +167,7 @@ def requeue_commands(worker: RegisteredWorker, claimed: Claimed) -> list[Command
 
 
 def unreadable_commands(
-    worker: RegisteredWorker, queue: bytes, job_id: bytes, execution_id: bytes
+    worker: BaseWorker, queue: bytes, job_id: bytes, execution_id: bytes
 ) -> list[Command]:
     """What puts a job that RQ cannot even read, be it for its id, among the failed ones."""
     prefix, composite = RQ_KEY_PREFIX.encode(), job_id + b":" + execution_id
@@ -189,12 +185,18 @@ def unreadable_commands(
     ]
 
 
-def restored_job(
-    job_id: str, fields: dict[bytes, bytes], connection: Redis, serializer: Any
-) -> Job:
-    """A job from its hash as a script returned it."""
-    job = Job(job_id, connection=connection, serializer=serializer)
+def restored_job(worker: BaseWorker, job_id: str, fields: dict[bytes, bytes]) -> Job:
+    """A job from its hash as a script returned it, as its worker reads jobs."""
+    job: Job = worker.job_class(job_id, connection=worker.connection, serializer=worker.serializer)
     job.restore(fields)
+    return job
+
+
+def fetched_job(worker: BaseWorker, job_id: str) -> Job:
+    """A job from Redis, as its worker reads jobs."""
+    job: Job = worker.job_class.fetch(
+        job_id, connection=worker.connection, serializer=worker.serializer
+    )
     return job
 
 
@@ -213,7 +215,7 @@ def has_callbacks(job: Job) -> bool:
     return any(isinstance(name, str) and name for name in names) or bool(job.webhooks)
 
 
-def _count_working_time(worker: RegisteredWorker, job: Job, pipeline: Any) -> None:
+def _count_working_time(worker: BaseWorker, job: Job, pipeline: Any) -> None:
     if job.started_at and job.ended_at:
         worker.increment_total_working_time(job.ended_at - job.started_at, pipeline)
 
