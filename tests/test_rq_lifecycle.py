@@ -111,6 +111,20 @@ def test_an_id_that_is_twice_in_the_queue_is_claimed_once(connection: redis.Redi
     assert q.job_ids == []
 
 
+@pytest.mark.parametrize("status", ["created", None])
+def test_a_job_that_was_saved_and_pushed_by_hand_is_claimed(
+    connection: redis.Redis, status: str | None
+) -> None:
+    q = queue(connection)
+    job = Job.create(FUNCTION_NAME, connection=connection, serializer=JSONSerializer, origin="q")
+    job.save()
+    if status is None:
+        connection.hdel(job.key, "status")
+    q.push_job_id(job.id)
+
+    assert [one.id for one in lifecycle(connection, ["q"]).claim(room(10))] == [job.id]
+
+
 def test_cancelled_and_deleted_jobs_are_not_claimed(connection: redis.Redis) -> None:
     q = queue(connection)
     cancelled, deleted = enqueue(q), enqueue(q)

@@ -28,6 +28,11 @@ local function facts(text)
   return math.floor(requests), math.floor(tokens), meta['fingerprint']
 end
 
+-- RQ runs what is in a queue. A job that was saved and then pushed by hand has never been 'queued'.
+local function waits(status, origin)
+  return status == 'queued' or status == 'created' or (not status and origin)
+end
+
 local function start(id, key, origin)
   local execution = claim_id .. string.format('%04x', #claimed)
   local composite = id .. ':' .. execution
@@ -78,7 +83,7 @@ local function take_from(queue, is_first)
     local key = prefix .. ':job:' .. id
     local fields = redis.pcall('HMGET', key, 'status', 'meta', 'origin')
     -- An id without a waiting job was deleted, cancelled, is in the list twice, or is no job.
-    if fields.err or fields[1] ~= 'queued' then
+    if fields.err or not waits(fields[1], fields[3]) then
       num_dropped = num_dropped + 1
     else
       local requests, tokens, bound_to = facts(fields[2])
