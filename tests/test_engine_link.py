@@ -89,6 +89,17 @@ def test_an_engine_that_cannot_load_is_not_tried_again(says: list[FromEngine], r
         link_over(says).receive(0)
 
 
+def test_one_that_served_before_may_die_twice_while_it_loads() -> None:
+    link = link_over([READY], [], [], [READY], [], [], [])
+    link.receive(0)
+    assert [link.receive(0) for _ in range(3)] == [None, None, None]
+    assert link.receive(0) == [READY]
+
+    assert [link.receive(0) for _ in range(3)] == [None, None, None]
+    with pytest.raises(EngineFailedError, match="before it was ready"):
+        link.receive(0)
+
+
 def test_telling_a_dead_engine_is_no_error_and_trouble_names_it() -> None:
     process = FakeProcess([READY])
     link = EngineLink(lambda: process)  # type: ignore[arg-type, return-value]

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from shoal_worker.engine_process import EngineProcess
 from shoal_worker.messages import Dying, FromEngine, LoadFailed, Ready, ToEngine
 
+MAX_FAILED_LOADS = 3  # One after the other, of a model that was loaded before.
+
 log = logging.getLogger("shoal.worker")
 
 
@@ -45,6 +47,7 @@ class EngineLink:
         self._process: EngineProcess | None = None
         self._last_news_s = clock()
         self._reason: str | None = None
+        self._failed_loads = 0
         self.ready: Ready | None = None
         self.served: Ready | None = None
         self.last_death = ""
@@ -80,7 +83,7 @@ class EngineLink:
             has_work: whether it should be saying something; if it does not, it is killed.
 
         Raises:
-            EngineFailedError: it cannot load its model.
+            EngineFailedError: it cannot load its model, or dies while it does.
         """
         assert self._process is not None, "an engine is started before it is heard"
         try:
@@ -97,6 +100,7 @@ class EngineLink:
                     self._reason = reason
                 case Ready():
                     self.ready = self.served = message
+                    self._failed_loads = 0
         silent_s = self._clock() - self._last_news_s
         if has_work and self.ready is not None and silent_s > self._hang_s:
             self._process.kill()
@@ -117,6 +121,9 @@ class EngineLink:
         self.last_death = f"{text} ({self._reason})" if self._reason else text
         self._reason = None
         if self.ready is None:
+            self._failed_loads += 1
+        # One that never served will not; one that did may have been killed by somebody.
+        if self.ready is None and (self.served is None or self._failed_loads >= MAX_FAILED_LOADS):
             raise EngineFailedError(f"the engine process {self.last_death} before it was ready")
         log.error("the engine process %s; starting another", self.last_death)
         self.ready = None
