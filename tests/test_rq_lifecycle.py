@@ -296,6 +296,20 @@ def test_a_renewal_keeps_the_lease_and_tells_of_cancellations(connection: redis.
     assert score > time.time() + 20
 
 
+def test_looking_for_cancellations_leaves_the_leases_as_they_are(
+    connection: redis.Redis,
+) -> None:
+    life = lifecycle(connection, ["q"])
+    held, cancelled = claim_one(connection, life), claim_one(connection, life)
+    Job.fetch(cancelled.id, connection=connection, serializer=JSONSerializer).cancel()
+    before: Any = connection.zscore(LEASES_KEY, held.execution.composite_key)
+
+    renewals = life.renew([held, cancelled], only_look=True)
+
+    assert [renewal.state for renewal in renewals] == ["held", "cancelled"]
+    assert connection.zscore(LEASES_KEY, held.execution.composite_key) == before
+
+
 def test_rq_info_s_cleanup_reaps_no_held_job(connection: redis.Redis) -> None:
     life = lifecycle(connection, ["q"])
     claimed = claim_one(connection, life)
@@ -372,7 +386,8 @@ def test_a_claim_whose_reply_was_lost_is_answered_again(connection: redis.Redis)
     with lost_reply(life, "_claim"), pytest.raises(redis.ConnectionError):
         life.claim(room(2))
 
-    assert {one.id for one in life.claim(room(2))} == set(ids[:2])
+    assert {one.id for one in life.take_unanswered()} == set(ids[:2])
+    assert life.take_unanswered() == []
 
     assert q.job_ids == ids[2:]
     assert [one.id for one in life.claim(room(2))] == ids[2:]

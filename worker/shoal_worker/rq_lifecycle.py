@@ -124,18 +124,27 @@ class Lifecycle:
         jobs = (self._readable(now, *words) for words in claimed)
         return [job for job in jobs if job is not None]
 
+    def take_unanswered(self) -> list[Claimed]:
+        """The jobs of a claim whose reply was lost, if there was one; and no others."""
+        return self.claim(Room(0, 0)) if self._unanswered_claim is not None else []
+
     def renew(
-        self, claimed: Sequence[Claimed], waiting: frozenset[str] = frozenset()
+        self,
+        claimed: Sequence[Claimed],
+        waiting: frozenset[str] = frozenset(),
+        *,
+        only_look: bool = False,
     ) -> list[Renewal]:
         """Renew all leases in one round trip, and hear of cancellations in the same.
 
         Args:
             waiting: ids of jobs that do not run yet; our death would not be charged to them.
+            only_look: hear of cancellations and leave the leases as they are.
         """
         if not claimed:
             return []
         args: list[Any] = [RQ_KEY_PREFIX, self.worker.name, self.lease_s, WIP_AHEAD_S]
-        args.append(CANCELLED_TTL_S)
+        args += [CANCELLED_TTL_S, int(not only_look)]
         for one in claimed:
             args += [one.id, one.execution.id, one.queue, int(one.id not in waiting)]
         replies = self._renew(keys=[LEASES_KEY], args=args)

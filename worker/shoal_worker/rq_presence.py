@@ -36,6 +36,10 @@ class Every:
         self._clock = clock
         self._next_s = float("-inf")
 
+    def reset(self) -> None:
+        """Be due at once."""
+        self._next_s = float("-inf")
+
     def is_due(self) -> bool:
         """True if the last True was a period ago."""
         now_s = self._clock()
@@ -82,7 +86,8 @@ class Presence:
             self.worker.register_birth()
         except ValueError:
             raise ShoalError(
-                f"a worker named {self.worker.name} is already there; choose another --name"
+                f"a worker named {self.worker.name} is already there; choose another --name, or "
+                f"wait: if it was killed, Redis forgets it within {WORKER_TTL_S + 60} s"
             ) from None
         self.worker.subscribe()
         self.worker.set_state(self._state)

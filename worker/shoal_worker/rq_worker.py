@@ -92,7 +92,8 @@ class Worker:
         self._deltas: list[TextDelta] = []
         self._signals = 0
         self._drain_ends_s: float | None = None
-        self._renew_every = Every(min(settings.lease_s / 3, CANCELLATIONS_S))
+        self._renew_every = Every(settings.lease_s / 3)
+        self._look_every = Every(min(settings.lease_s / 3, CANCELLATIONS_S))
         self._recover_every = Every(min(settings.lease_s / 3, RECOVER_S))
         self._recover_after_s = float("-inf")
         self._state: EngineState | None = None
@@ -146,6 +147,9 @@ class Worker:
         self._begin_drain_if_asked()
         self._receive()
         was_away = self._watch.is_away
+        if was_away:
+            self._look_every.reset()
+            self._renew_every.reset()
         with self._watch.answering():
             self._renew()  # First, also after an absence: whose lease has run out is still holder.
             self._commit()
@@ -246,10 +250,12 @@ class Worker:
                     log.warning("job %s was not ours any more", outcome.claimed.id)
 
     def _renew(self) -> None:
-        if not self._renew_every.is_due():
+        if not self._look_every.is_due():
             return
-        with self._watch.timed("renew"):
-            renewals = self._lifecycle.renew(self._held.leased(), self._dispatcher.waiting_jobs)
+        only_look = not self._renew_every.is_due()
+        jobs, waiting = self._held.leased(), self._dispatcher.waiting_jobs
+        with self._watch.timed("look" if only_look else "renew"):
+            renewals = self._lifecycle.renew(jobs, waiting, only_look=only_look)
         for renewal in renewals:
             job_id = renewal.claimed.id
             if job_id not in self._held:
@@ -328,8 +334,10 @@ class Worker:
 
     def _give_back_everything(self) -> None:
         """At the end: what is still held runs elsewhere."""
-        self._held.give_back_all()
         try:
+            for one in self._lifecycle.take_unanswered():
+                self._held.hold(one)
+            self._held.give_back_all()
             self._commit()
         except redis.RedisError as error:
             if not is_away(error):
