@@ -623,6 +623,23 @@ def test_a_result_is_kept_as_long_as_its_job_asks(
     assert connection.zcard("rq:wip:q") == 0
 
 
+def test_a_job_that_rq_cannot_finish_is_failed_and_its_neighbours_end(
+    connection: redis.Redis,
+) -> None:
+    """RQ looks up the group of a job whose result is not kept."""
+    q = queue(connection)
+    broken, fine = enqueue(q, result_ttl=0), enqueue(q)
+    connection.hset(broken.key, "group_id", "gone")
+    life = lifecycle(connection, ["q"])
+    claimed = life.claim(room(10))
+
+    assert life.commit([Succeeded(one, 1) for one in claimed]) == [True, True]
+
+    assert connection.hget(broken.key, "status") == b"failed"
+    assert "NoSuchGroupError" in str(broken.latest_result().exc_string)  # type: ignore[union-attr]
+    assert connection.hget(fine.key, "status") == b"finished"
+
+
 def test_dependents_run_after_their_job(connection: redis.Redis) -> None:
     q = queue(connection)
     first = enqueue(q)

@@ -24,6 +24,7 @@ from rq.utils import utcformat
 from rq.worker.base import BaseWorker
 
 from shoal.jobs import EXPIRIES_KEY, cancel_key
+from shoal_worker.rq_fence import SERVER_TROUBLE
 from shoal_worker.rq_finish import enqueue_ready, finish_through_rq, needs_rq
 from shoal_worker.rq_outcomes import (
     Claimed,
@@ -218,14 +219,24 @@ class Lifecycle:
             return _words(claimed, "rq", [])
         if isinstance(outcome, GivenBack):
             return _words(claimed, "back", requeue_commands(self.worker, claimed))
-        commands = self._ending(outcome)
+        try:
+            commands = self._ending(outcome)
+        except SERVER_TROUBLE:
+            raise
+        except Exception as error:  # noqa: BLE001
+            # As in RQ, what it cannot finish has failed: be it that the group of a job whose result
+            # is not kept is gone. Others end in the same call.
+            return self._failed_entry(claimed, f"RQ cannot finish it: {type(error).__name__}")
         if isinstance(outcome, Succeeded) and _num_bytes(commands) > MAX_RESULT_BYTES:
             size = _num_bytes(commands)
             reason = f"its result takes {size} bytes; a result may have {MAX_RESULT_BYTES}"
-            log.error("job %s is failed: %s", claimed.id, reason)
-            return _words(claimed, "end", self._ending(Failed(claimed, reason)))
+            return self._failed_entry(claimed, reason)
         kept_s = claimed.job.get_result_ttl(0) if isinstance(outcome, Succeeded) else 0
         return _words(claimed, "end", commands, kept_s)
+
+    def _failed_entry(self, claimed: Claimed, reason: str) -> list[Any]:
+        log.error("job %s is failed: %s", claimed.id, reason)
+        return _words(claimed, "end", self._ending(Failed(claimed, reason)))
 
     def _ending(self, outcome: Succeeded | Failed | Stopped) -> list[Command]:
         match outcome:
