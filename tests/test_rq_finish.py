@@ -30,6 +30,7 @@ from shoal_worker.rq_outcomes import (
     Stopped,
     Succeeded,
 )
+from shoal_worker.rq_presence import Presence
 from shoal_worker.rq_private import RegisteredWorker
 
 calls: list[tuple[str, Any]] = []
@@ -484,6 +485,22 @@ def test_another_worker_enqueues_what_a_killed_one_left_ready_and_does_so_once(
     enqueue_ready(worker_of_both(connection))
 
     assert rq_content(connection) == from_rq
+
+
+def test_the_slot_of_a_job_that_was_cancelled_while_it_ran_is_freed_by_housekeeping(
+    connection: redis.Redis,
+) -> None:
+    limited_in_rate(queue(connection))
+    presence = Presence(("q",), "w1", connection)
+    life = Lifecycle(presence.worker, lease_s=30)
+    [claimed] = life.claim(Room(1, tokens=1_000_000))
+    cancelled(connection)
+    assert life.commit([Succeeded(claimed, 1)]) == [False]
+    assert queue(connection).job_ids == []
+
+    presence.clean_registries()
+
+    assert queue(connection).job_ids == ["waits"]
 
 
 def test_jobs_that_cannot_be_read_do_not_end_whoever_enqueues_them(

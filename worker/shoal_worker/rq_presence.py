@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+from rq.rate_limit import RateLimitRegistry
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker.base import WorkerStatus
@@ -144,3 +145,6 @@ class Presence:
             for queue in self.worker.queues:
                 queue.finished_job_registry.cleanup()
                 queue.failed_job_registry.cleanup()
+            # Slots of jobs that were cancelled while they ran, or whose worker died at their end.
+            for limit in RateLimitRegistry.all(self._redis):
+                limit.cleanup()
