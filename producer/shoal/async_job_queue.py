@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +36,7 @@ from shoal.redis_url import connect_async, redis_errors, resolve_url
 from shoal.wire import JobResult
 
 STREAM_BLOCK_MS = 100  # The result itself comes over another connection.
+RECANCEL_S = 0.05
 
 
 @dataclass(slots=True)
@@ -187,8 +188,7 @@ class AsyncJobQueue:
                 await self.redis.client_unblock(client_id)
             replies: Any = await read or []
         finally:
-            for pending in (read, changed):
-                await cancelled(pending)
+            await cancelled(read, changed)
         prefix = len(results_key(""))
         return {key.decode()[prefix:] for key, _entries in replies}
 
@@ -248,11 +248,17 @@ def _retrieve_exception(future: asyncio.Future[JobResult]) -> None:
         future.exception()
 
 
-async def cancelled(future: asyncio.Future[Any]) -> None:
-    """Cancel a future and wait until it is."""
-    future.cancel()
-    with suppress(asyncio.CancelledError):
-        await future
+async def cancelled(*futures: asyncio.Future[Any]) -> None:
+    """Cancel futures and wait until all have ended, whatever their end."""
+    waiting = set(futures)
+    while waiting:
+        for future in waiting:
+            future.cancel()
+        # More than once: redis-py loses a cancellation that reaches it while it takes a connection.
+        # Not awaited themselves: a cancellation of the caller's own must go through.
+        ended, waiting = await asyncio.wait(waiting, timeout=RECANCEL_S)
+        for future in ended:
+            _retrieve_exception(future)
 
 
 def _cancel(redis_url: str, handle: Handle) -> bool:
