@@ -1,4 +1,4 @@
-"""The asyncio client: who waits for what, and how each wait ends, whatever happens to the others."""
+"""The asyncio client: who waits for what, and how each wait ends whatever becomes of the others."""
 
 from __future__ import annotations
 

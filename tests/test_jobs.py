@@ -18,6 +18,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 from tests.test_wire import GOLDEN, GOLDEN_JOB, GOLDEN_RESULT
 
+from shoal.cancellation import CANCEL_REQUEST
 from shoal.errors import (
     Cancelled,
     Expired,
@@ -37,7 +38,6 @@ from shoal.job_states import (
     state_commands,
 )
 from shoal.jobs import (
-    CANCEL_REQUEST,
     ENQUEUE_ONCE,
     FAILURE_TTL_S,
     MAX_PACK_BYTES,

@@ -15,10 +15,17 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
+from rq.job import Job as RQJob
 
+from shoal.cancellation import (
+    CANCEL_JOB,
+    CANCEL_REQUEST,
+    cancel_job_arguments,
+    cancel_request_arguments,
+)
 from shoal.embedded import EmbeddedRedis
 from shoal.errors import ResultTimeout, ShoalError
-from shoal.job_queue import MAX_BLOCK_S, MAX_STATES_PER_READ, JobQueue
+from shoal.job_queue import MAX_BLOCK_S, MAX_STATES_PER_READ
 from shoal.job_states import (
     JobState,
     read_job_result,
@@ -74,6 +81,8 @@ class AsyncJobQueue:
             self.redis = await connect_async(self.redis_url)
             stack.push_async_callback(self.redis.aclose)
             self._enqueue_once = self.redis.register_script(ENQUEUE_ONCE)
+            self._cancel_job = self.redis.register_script(CANCEL_JOB)
+            self._cancel_request = self.redis.register_script(CANCEL_REQUEST)
             reader = asyncio.create_task(self._read_results(), name="shoal-results")
             reader.add_done_callback(self._reader_ended)
             stack.push_async_callback(cancelled, reader)
@@ -110,8 +119,15 @@ class AsyncJobQueue:
 
     async def cancel(self, handle: Handle) -> bool:
         """Cancel a request: its whole job if it holds nothing else; True if it had not ended."""
-        # RQ's own cancel blocks and is rare: a thread with a connection of its own.
-        return await asyncio.to_thread(_cancel, self.redis_url, handle)
+        with redis_errors(self.redis_url):
+            if handle.num_requests > 1:
+                keys, args = cancel_request_arguments(handle)
+                return bool(await self._cancel_request(keys=keys, args=args))
+            queue: Any = await self.redis.hget(RQJob.key_for(handle.job_id), "origin")
+            if queue is None:
+                return False
+            keys, args = cancel_job_arguments(handle.job_id, queue.decode())
+            return bool(await self._cancel_job(keys=keys, args=args))
 
     async def send(self, jobs: Sequence[OutgoingJob]) -> None:
         """Enqueue jobs; one that is there already stays as it is.
@@ -259,8 +275,3 @@ async def cancelled(*futures: asyncio.Future[Any]) -> None:
         ended, waiting = await asyncio.wait(waiting, timeout=RECANCEL_S)
         for future in ended:
             _retrieve_exception(future)
-
-
-def _cancel(redis_url: str, handle: Handle) -> bool:
-    with JobQueue(redis_url) as queue:
-        return queue.cancel(handle)

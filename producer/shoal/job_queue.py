@@ -14,21 +14,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from rq.defaults import RQ_KEY_PREFIX
-from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job as RQJob
-from rq.job import cancel_job
-from rq.serializers import JSONSerializer
 
+from shoal.cancellation import (
+    CANCEL_JOB,
+    CANCEL_REQUEST,
+    cancel_job_arguments,
+    cancel_request_arguments,
+)
 from shoal.embedded import EmbeddedRedis
 from shoal.errors import QueueFull, ResultTimeout
 from shoal.job_states import JobState, read_job_result, read_states, state_commands
 from shoal.jobs import (
-    CANCEL_REQUEST,
-    CANCEL_TTL_S,
     ENQUEUE_ONCE,
     Handle,
     OutgoingJob,
-    cancel_key,
     results_key,
     stream_key,
 )
@@ -66,6 +66,7 @@ class JobQueue:
             raise
         self._resources.callback(self.redis.close)
         self._enqueue_once = self.redis.register_script(ENQUEUE_ONCE)
+        self._cancel_job = self.redis.register_script(CANCEL_JOB)
         self._cancel_request = self.redis.register_script(CANCEL_REQUEST)
 
     def __enter__(self) -> Self:
@@ -128,16 +129,14 @@ class JobQueue:
     def cancel(self, handle: Handle) -> bool:
         """Cancel a request: its whole job if it holds nothing else; True if it had not ended."""
         with self._redis_errors():
-            if self.state(handle.job_id).is_final:
-                return False
             if handle.num_requests > 1:
-                keys = [RQJob.key_for(handle.job_id), cancel_key(handle.job_id)]
-                return bool(self._cancel_request(keys=keys, args=[handle.index, CANCEL_TTL_S]))
-            try:
-                cancel_job(handle.job_id, connection=self.redis, serializer=JSONSerializer)
-            except (InvalidJobOperation, NoSuchJobError):
-                return False  # Somebody else was quicker.
-            return True
+                keys, args = cancel_request_arguments(handle)
+                return bool(self._cancel_request(keys=keys, args=args))
+            queue: Any = self.redis.hget(RQJob.key_for(handle.job_id), "origin")
+            if queue is None:
+                return False
+            keys, args = cancel_job_arguments(handle.job_id, queue.decode())
+            return bool(self._cancel_job(keys=keys, args=args))
 
     def send(self, jobs: Sequence[OutgoingJob]) -> None:
         """Enqueue jobs in one round trip; one that is there already stays as it is.

@@ -1,8 +1,8 @@
-"""A request as an RQ job and back: the commands that enqueue it, and what its job's state means.
+"""A request as an RQ job: its options, its keys, and the commands that enqueue it.
 
-Owns the job's options (ids, retries, time-outs, meta), the packing of requests into jobs and the
-reading of RQ's status and result stream. It builds commands and reads replies; it sends nothing, so
-the blocking and the asyncio client share all of it.
+Owns the job's options (ids, retries, time-outs, meta) and the packing of requests into jobs. It
+builds commands and sends none, so the blocking and the asyncio client share all of it; what becomes
+of a job is read in `shoal.job_states`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from rq.queue import EnqueueData
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from shoal.errors import (
-    InvalidRequest,
-)
+from shoal.errors import InvalidRequest
 from shoal.validation import parse
 from shoal.wire import (
     FUNCTION_NAME,
@@ -58,16 +56,6 @@ while at <= #ARGV do
 end
 return 1
 """
-
-# Marks one request of a job as cancelled; the worker reads the marks when it renews its leases.
-# A job of one request is cancelled by RQ instead.
-CANCEL_REQUEST = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('SADD', KEYS[2], ARGV[1])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return 1
-"""
-CANCEL_TTL_S = 86_400
 
 # When each result goes, or went: the worker notes it, and keeps the note for a day longer.
 EXPIRIES_KEY = f"{RQ_KEY_PREFIX}:shoal:expiries"
@@ -126,7 +114,7 @@ class OutgoingJob:
     @property
     def script_args(self) -> list[Any]:
         """The commands as the flat arguments of `ENQUEUE_ONCE`."""
-        return [word for command in self.commands for word in (len(command), *command)]
+        return script_words(self.commands)
 
     @property
     def handles(self) -> list[Handle]:
@@ -212,17 +200,22 @@ def outgoing_job(
 
 
 def _enqueue_commands(queue_name: str, data: EnqueueData) -> tuple[Command, ...]:
-    queue = Queue(queue_name, connection=_offline(), serializer=JSONSerializer)
+    queue = Queue(queue_name, connection=offline(), serializer=JSONSerializer)
     queue.redis_server_version = (7, 0, 0)  # Else RQ asks the server; enqueueing does not use it.
-    pipeline = _offline().pipeline()
+    pipeline = offline().pipeline()
     queue.enqueue_many([data], pipeline=pipeline)
     return tuple(tuple(args) for args, _options in pipeline.command_stack)
 
 
 @lru_cache
-def _offline() -> Redis:
+def offline() -> Redis:
     """A client that never connects: its pipelines only collect what RQ writes."""
     return Redis()
+
+
+def script_words(commands: Iterable[Command]) -> list[Any]:
+    """Commands as flat arguments of a script: each one's number of words, then the words."""
+    return [word for command in commands for word in (len(command), *command)]
 
 
 def pack(
