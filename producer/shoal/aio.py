@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from shoal.async_job_queue import AsyncJobQueue, cancelled
+from shoal.async_job_queue import AsyncJobQueue
+from shoal.async_results import cancelled
 from shoal.job_states import (
     StreamedText,
     result_of,
@@ -187,16 +189,25 @@ class AsyncClient(AsyncJobQueue):
     async def as_completed(self, jobs: Iterable[AsyncJob]) -> AsyncIterator[AsyncJob]:
         """The jobs as they end, whatever their end; `result()` of each then returns at once."""
 
-        async def ended(job: AsyncJob) -> AsyncJob:
-            await asyncio.wait([self.outcome(job.handle.job_id)])
-            return job
-
-        for wait in asyncio.as_completed([ended(job) for job in jobs]):
-            yield await wait
+        waiting: dict[str, list[AsyncJob]] = {}
+        for job in jobs:
+            waiting.setdefault(job.handle.job_id, []).append(job)
+        tasks = [asyncio.create_task(self._ended(job_id)) for job_id in waiting]
+        try:
+            for task in asyncio.as_completed(tasks):
+                for job in waiting[await task]:
+                    yield job
+        finally:
+            await cancelled(*tasks)
 
     def job(self, job_id: str) -> AsyncJob:
         """A handle on a request submitted earlier, also by another process."""
         return AsyncJob(self, Handle.parse(job_id))
+
+    async def _ended(self, job_id: str) -> str:
+        with suppress(Exception):  # Whatever its end: `result()` tells.
+            await self.wait(job_id)
+        return job_id
 
     async def _submit(self, jobs: Sequence[OutgoingJob]) -> list[AsyncJob]:
         await self.send(jobs)

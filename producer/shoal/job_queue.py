@@ -24,7 +24,13 @@ from shoal.cancellation import (
 )
 from shoal.embedded import EmbeddedRedis
 from shoal.errors import QueueFull, ResultTimeout
-from shoal.job_states import JobState, read_job_result, read_states, state_commands
+from shoal.job_states import (
+    JobState,
+    read_job_result,
+    read_states,
+    result_streams,
+    state_reads,
+)
 from shoal.jobs import (
     ENQUEUE_ONCE,
     Handle,
@@ -36,7 +42,6 @@ from shoal.redis_url import connect, redis_errors, resolve_url
 from shoal.wire import JobResult
 
 MAX_BLOCK_S = 1.0  # RQ writes nothing when a job is cancelled, so the status is read this often.
-MAX_STATES_PER_READ = 1_000
 
 
 class JobQueue:
@@ -154,32 +159,24 @@ class JobQueue:
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """What Redis says of each job now."""
         states: dict[str, JobState] = {}
-        for start in range(0, len(job_ids), MAX_STATES_PER_READ):
-            some = job_ids[start : start + MAX_STATES_PER_READ]
+        for some, commands in state_reads(job_ids):
             with self._redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
-                for job_id in some:
-                    for command in state_commands(job_id):
-                        pipeline.execute_command(*command)
+                for command in commands:
+                    pipeline.execute_command(*command)
                 states |= read_states(some, pipeline.execute())
         return states
 
     def block(self, states: dict[str, JobState], deadline: Deadline) -> None:
         """Until one of the jobs has a new result, a second at the most."""
         block_s = deadline.next_block_s(", ".join(islice(states, 3)))
-        streams: dict[Any, Any] = {
-            results_key(job_id): state.entry_id or "0-0" for job_id, state in states.items()
-        }
         with self._redis_errors():
-            self.redis.xread(streams, count=1, block=max(1, int(block_s * 1000)))
+            self.redis.xread(result_streams(states), count=1, block=max(1, int(block_s * 1000)))
 
     def read_stream(
         self, job_id: str, last_id: str, state: JobState, deadline: Deadline
     ) -> list[Any]:
         """New entries of a streaming job's text, after up to a second; none once it is final."""
-        streams: dict[Any, Any] = {
-            stream_key(job_id): last_id,
-            results_key(job_id): state.entry_id or "0-0",
-        }
+        streams = {stream_key(job_id): last_id, **result_streams({job_id: state})}
         block_ms = None if state.is_final else max(1, int(deadline.next_block_s(job_id) * 1000))
         with self._redis_errors():
             replies: Any = self.redis.xread(streams, block=block_ms)

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +30,7 @@ from shoal.jobs import EXPIRIES_KEY, Command, Handle, results_key
 from shoal.validation import parse
 from shoal.wire import GenerationResult, JobResult, ResultError
 
+MAX_STATES_PER_READ = 1_000
 FINAL_STATUSES = frozenset({"finished", "failed", "canceled", "stopped"})
 
 
@@ -89,13 +90,25 @@ def state_commands(job_id: str) -> tuple[Command, Command, Command]:
     )
 
 
+def state_reads(job_ids: Sequence[str]) -> Iterator[tuple[Sequence[str], list[Command]]]:
+    """Ids with the commands that ask for their states, as many as one transaction should hold."""
+    for start in range(0, len(job_ids), MAX_STATES_PER_READ):
+        some = job_ids[start : start + MAX_STATES_PER_READ]
+        yield some, [command for job_id in some for command in state_commands(job_id)]
+
+
+def result_streams(states: Mapping[str, JobState]) -> dict[Any, Any]:
+    """What XREAD has to be asked to hear of the next result of each of these jobs."""
+    return {results_key(job_id): state.entry_id or "0-0" for job_id, state in states.items()}
+
+
 def read_states(job_ids: Sequence[str], replies: Sequence[Any]) -> dict[str, JobState]:
     """The states of jobs from the replies to their `state_commands`, one after the other."""
     states = {}
     each = zip(job_ids, replies[::3], replies[1::3], replies[2::3], strict=True)
     for job_id, status, entries, expired_s in each:
         entry_id, entry = entries[0] if entries else (b"", None)
-        text = None if status is None else status.decode()
+        text = None if status is None else status.decode(errors="replace")
         states[job_id] = JobState(text, expired_s, entry_id.decode() or None, entry)
     return states
 
@@ -115,7 +128,7 @@ def read_job_result(state: JobState, job_id: str) -> JobResult:
         raise GenerationFailed(_failure_text(entry, job_id), code="job_failed", retryable=True)
     try:
         return parse(JobResult, json.loads(base64.b64decode(entry[b"return_value"])))
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, RecursionError) as error:
         raise GenerationFailed(
             f"job {job_id} holds a result that is not in the wire format: {error}",
             code="bad_result",

@@ -1,0 +1,30 @@
+"""The blocking client where Redis holds what another program wrote, and what it leaves there."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shoal import Client, GenerationFailed
+from shoal.jobs import results_key
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+def test_a_result_that_nests_too_deeply_is_a_bad_one(client: Client) -> None:
+    job = client.submit("p")
+    client.redis.hset(f"rq:job:{job.id}", "status", "finished")
+    entry: dict[Any, Any] = {"type": 1, "return_value": base64.b64encode(b"[" * 200_000)}
+    client.redis.xadd(results_key(job.id), entry)
+
+    with pytest.raises(GenerationFailed, match="not in the wire format") as caught:
+        job.result(timeout=5)
+
+    assert caught.value.code == "bad_result"
