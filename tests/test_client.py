@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal import Client, GenerationFailed
-from shoal.jobs import results_key
+from shoal.jobs import EXPIRIES_KEY, cancel_key, results_key, stream_key
 
 
 @pytest.fixture
@@ -28,3 +28,17 @@ def test_a_result_that_nests_too_deeply_is_a_bad_one(client: Client) -> None:
         job.result(timeout=5)
 
     assert caught.value.code == "bad_result"
+
+
+def test_a_forgotten_job_leaves_nothing(client: Client) -> None:
+    job = client.submit("p")
+    client.redis.delete("rq:queue:shoal-default", "rq:queues")
+    client.redis.zadd(EXPIRIES_KEY, {job.id: 1e10})
+    client.redis.zadd("rq:finished:shoal-default", {job.id: 1e10})
+    client.redis.sadd(cancel_key(job.id), 0)
+    for key in (results_key(job.id), stream_key(job.id)):
+        client.redis.xadd(key, {"a": "b"})
+
+    client.forget([job.id], "shoal-default")
+
+    assert client.redis.keys("*") == []

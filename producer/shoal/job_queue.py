@@ -33,14 +33,17 @@ from shoal.job_states import (
 )
 from shoal.jobs import (
     ENQUEUE_ONCE,
+    EXPIRIES_KEY,
     Handle,
     OutgoingJob,
+    cancel_key,
     results_key,
     stream_key,
 )
 from shoal.redis_url import connect, redis_errors, resolve_url
 from shoal.wire import JobResult
 
+KEYS_OF_A_JOB = (RQJob.key_for, results_key, stream_key, cancel_key)
 MAX_BLOCK_S = 1.0  # RQ writes nothing when a job is cancelled, so the status is read this often.
 
 
@@ -124,11 +127,12 @@ class JobQueue:
         """
         if not job_ids:
             return
-        keys = [key for job_id in job_ids for key in (RQJob.key_for(job_id), results_key(job_id))]
+        keys = [key(job_id) for job_id in job_ids for key in KEYS_OF_A_JOB]
         with self._redis_errors(), self.redis.pipeline(transaction=False) as pipeline:
             pipeline.unlink(*keys)
             for registry in ("finished", "canceled"):
                 pipeline.zrem(f"{RQ_KEY_PREFIX}:{registry}:{queue}", *job_ids)
+            pipeline.zrem(EXPIRIES_KEY, *job_ids)
             pipeline.execute()
 
     def cancel(self, handle: Handle) -> bool:
