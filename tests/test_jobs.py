@@ -378,6 +378,19 @@ def test_a_piece_behind_a_gap_waits_for_the_result() -> None:
     assert streamed.last_id == "2-0"
 
 
+def test_a_result_that_is_another_text_comes_whole_on_a_new_line_and_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    streamed = StreamedText("j7")
+    streamed.add([piece(1, 0, "once upon")])
+
+    rest = streamed.rest("once more, with feeling")
+
+    assert rest == "\nonce more, with feeling"
+    assert "job j7: its result is not the text streamed so far (9 characters)" in caplog.text
+    assert "upon" not in caplog.text
+
+
 # --- reading a job's state
 
 

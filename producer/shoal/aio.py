@@ -175,7 +175,7 @@ class AsyncClient(AsyncJobQueue):
         request = make_request(prompt, sampling, fields=sampling_fields)
         [job] = await self._submit([outgoing_job([request], queue=queue, stream=True)])
         result = asyncio.ensure_future(job.result(timeout))
-        streamed = StreamedText()
+        streamed = StreamedText(job.id)
         try:
             while not result.done():
                 entries = await self.read_stream(job.handle.job_id, streamed.last_id)

@@ -224,7 +224,7 @@ class Client(JobQueue):
         """
         deadline = Deadline(timeout)
         job_id = job.handle.job_id
-        streamed = StreamedText()
+        streamed = StreamedText(job.id)
         while True:
             state = self.state(job_id)
             fresh = streamed.add(self.read_stream(job_id, streamed.last_id, state, deadline))

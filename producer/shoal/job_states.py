@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from shoal.jobs import EXPIRIES_KEY, Command, Handle, results_key
 from shoal.validation import parse
 from shoal.wire import GenerationResult, JobResult, ResultError
 
+log = logging.getLogger("shoal.client")
+
 MAX_STATES_PER_READ = 1_000
 FINAL_STATUSES = frozenset({"finished", "failed", "canceled", "stopped"})
 
@@ -38,10 +41,14 @@ class StreamedText:
     """A streaming job's text, put together from pieces that say where they belong.
 
     A job that lost its worker runs again and, having the same seed, says the same from its start:
-    what was there before is left out.
+    what was there before is left out. A worker of another kind may say something else.
+
+    Args:
+        job_id: names the job in a warning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, job_id: str = "") -> None:
+        self._job_id = job_id
         self.text = ""
         self.last_id = "0-0"
 
@@ -56,8 +63,16 @@ class StreamedText:
         return self.text[before:]
 
     def rest(self, whole: str) -> str:
-        """What the result has beyond the pieces."""
-        return whole[len(self.text) :] if whole.startswith(self.text) else ""
+        """What the result has beyond the pieces; if it is another text, all of it on a new line."""
+        if whole.startswith(self.text):
+            return whole[len(self.text) :]
+        log.warning(
+            "job %s: its result is not the text streamed so far (%d characters), since another "
+            "kind of worker finished it; the whole result follows",
+            self._job_id,
+            len(self.text),
+        )
+        return f"\n{whole}"
 
 
 @dataclass(frozen=True, slots=True)
