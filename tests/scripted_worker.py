@@ -54,6 +54,7 @@ class ScriptedWorker(threading.Thread):
         self.released = threading.Event()
         self.stopped = threading.Event()
         self.seen: list[GenerationRequest] = []
+        self.held_stream_text = ""  # Streamed by jobs with HOLD before they are held.
         self.key = f"rq:worker:scripted-{os.getpid()}-{id(self)}"
 
     def __enter__(self) -> Self:
@@ -108,6 +109,8 @@ class ScriptedWorker(threading.Thread):
         if not self._write(job, "queued", partial(job.set_status, JobStatus.STARTED)):
             return []
         self.seen += GenerationJob.model_validate(job.args[0]).requests
+        if self.held_stream_text and job.meta.get("stream"):
+            self.redis.xadd(stream_key(job.id), {"at": 0, "text": self.held_stream_text})
         return [job]
 
     def _write(self, job: Job, status: str, write: Callable[[Any], object]) -> bool:

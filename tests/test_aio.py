@@ -279,3 +279,25 @@ def test_jobs_as_they_end_may_be_left_early(redis_url: str, worker: ScriptedWork
             assert waits(client) == {}
 
     run(main())
+
+
+@pytest.mark.parametrize("leave", ["close", "cancel"])
+def test_a_stream_that_is_left_early_is_cancelled(
+    redis_url: str, worker: ScriptedWorker, connection: redis.Redis, leave: str
+) -> None:
+    async def main() -> None:
+        async with AsyncClient(redis_url) as client:
+            worker.held_stream_text = " so far" if leave == "close" else ""
+            pieces = client.stream("HOLD")
+            if leave == "close":
+                assert await anext(pieces) == " so far"
+                await pieces.aclose()  # type: ignore[attr-defined]
+            else:
+                reading = asyncio.ensure_future(anext(pieces))
+                await until(lambda: worker.seen, "it is taken")
+                reading.cancel()
+                await asyncio.wait([reading])
+            [key] = connection.keys("rq:job:*")
+            assert connection.hget(key, "status") == b"canceled"
+
+    run(main())

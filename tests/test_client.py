@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.scripted_worker import ScriptedWorker
 
-from shoal import Client, GenerationFailed
+from shoal import Client, GenerationFailed, InvalidRequest
 from shoal.jobs import EXPIRIES_KEY, cancel_key, results_key, stream_key
 
 
@@ -42,3 +43,27 @@ def test_a_forgotten_job_leaves_nothing(client: Client) -> None:
     client.forget([job.id], "shoal-default")
 
     assert client.redis.keys("*") == []
+
+
+def test_a_stream_that_is_left_early_is_cancelled(client: Client, redis_url: str) -> None:
+    with ScriptedWorker(redis_url) as worker:
+        worker.held_stream_text = " so far"
+        pieces = client.stream("HOLD")
+        assert next(pieces) == " so far"
+        pieces.close()  # type: ignore[attr-defined]
+
+    [key] = client.redis.keys("rq:job:*")
+    assert client.redis.hget(key, "status") == b"canceled"
+
+
+def test_a_stream_that_is_read_to_its_end_is_not_cancelled(client: Client, redis_url: str) -> None:
+    with ScriptedWorker(redis_url):
+        assert "".join(client.stream("p")) == " said 1 None 0"
+
+    [key] = client.redis.keys("rq:job:*")
+    assert client.redis.hget(key, "status") == b"finished"
+
+
+def test_a_bad_request_for_a_stream_is_refused_at_once(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="max_tokens is 0"):
+        client.stream("p", max_tokens=0)

@@ -14,10 +14,8 @@ from typing import Any
 
 from shoal.async_job_queue import AsyncJobQueue
 from shoal.async_results import cancelled
-from shoal.job_states import (
-    StreamedText,
-    result_of,
-)
+from shoal.errors import ShoalError
+from shoal.job_states import StreamedText, result_of
 from shoal.jobs import (
     DEFAULT_RESULT_TTL_S,
     MAX_PACK_REQUESTS,
@@ -183,6 +181,10 @@ class AsyncClient(AsyncJobQueue):
                     yield fresh
             if rest := streamed.rest((await result).text):
                 yield rest
+        except (GeneratorExit, asyncio.CancelledError):
+            with suppress(ShoalError):
+                await job.cancel()
+            raise
         finally:
             await cancelled(result)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
+from shoal.errors import ShoalError
 from shoal.job_queue import Deadline, JobQueue
 from shoal.job_states import StreamedText, result_of
 from shoal.jobs import (
@@ -207,13 +209,14 @@ class Client(JobQueue):
     ) -> Iterator[str]:
         """The first completion's text as it is made, piece by piece.
 
+        It is submitted when the first piece is asked for, and cancelled when the iterator is closed
+        before the last: nobody would read on.
+
         Raises:
             As `Job.result`; a wait of `timeout` seconds in all is a ResultTimeout.
         """
         request = make_request(prompt, sampling, fields=sampling_fields)
-        return self.follow(
-            self._submit([outgoing_job([request], queue=queue, stream=True)])[0], timeout
-        )
+        return self._stream(request, queue, timeout)
 
     def follow(
         self, job: Job, timeout: float | None = None, *, on_idle: Callable[[], None] | None = None
@@ -240,6 +243,17 @@ class Client(JobQueue):
     def job(self, job_id: str) -> Job:
         """A handle on a request submitted earlier, also by another process."""
         return Job(self, Handle.parse(job_id))
+
+    def _stream(
+        self, request: GenerationRequest, queue: str, timeout: float | None
+    ) -> Iterator[str]:
+        [job] = self._submit([outgoing_job([request], queue=queue, stream=True)])
+        try:
+            yield from self.follow(job, timeout)
+        except (GeneratorExit, KeyboardInterrupt):
+            with suppress(ShoalError):
+                job.cancel()
+            raise
 
     def _submit(self, jobs: Sequence[OutgoingJob]) -> list[Job]:
         self.send(jobs)
