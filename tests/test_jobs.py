@@ -41,7 +41,6 @@ from shoal.jobs import (
     ENQUEUE_ONCE,
     FAILURE_TTL_S,
     MAX_PACK_BYTES,
-    MAX_PACK_REQUESTS,
     MAX_RETRIES,
     Handle,
     OutgoingJob,
@@ -51,7 +50,6 @@ from shoal.jobs import (
     new_job_id,
     outgoing_job,
     pack,
-    pack_size,
     prompt_bytes,
     results_key,
     stream_key,
@@ -176,6 +174,16 @@ def test_meta_counts_samples_and_tokens_and_marks_a_job_that_streams() -> None:
 
     assert silent == {"requests": 4, "tokens": 2 + 30 + 3 + 5}
     assert streamed == silent | {"stream": True}
+
+
+def test_meta_names_the_kind_of_worker_that_a_job_is_bound_to() -> None:
+    bound = outgoing_job(prompts("a"), fingerprint="f00d")
+
+    assert json.loads(job_hash(bound)["meta"]) == {
+        "requests": 1,
+        "tokens": 16,
+        "fingerprint": "f00d",
+    }
 
 
 @pytest.mark.parametrize("num_requests", [0, MAX_REQUESTS_PER_JOB + 1])
@@ -336,14 +344,6 @@ def test_packs_come_as_the_input_is_read() -> None:
 def test_a_prompt_is_sized_in_bytes_of_text_or_four_a_token() -> None:
     assert prompt_bytes(GenerationRequest(prompt="é")) == 2
     assert prompt_bytes(GenerationRequest(prompt=[1, 2])) == 8
-
-
-@given(st.integers(1, 10_000))
-def test_a_window_holds_eight_packs_or_packs_of_one(max_in_flight: int) -> None:
-    size = pack_size(max_in_flight)
-
-    assert 1 <= size <= MAX_PACK_REQUESTS
-    assert size == 1 or 8 * size <= max_in_flight
 
 
 # --- a stream of text

@@ -9,7 +9,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 from shoal.async_job_queue import AsyncJobQueue
@@ -23,11 +22,9 @@ from shoal.jobs import (
     OutgoingJob,
     as_requests,
     make_request,
-    new_job_id,
     outgoing_job,
-    pack,
-    pack_size,
 )
+from shoal.submission import RequestGroups, packed_jobs, single_job
 from shoal.wire import QUEUE_DEFAULT, GenerationRequest, GenerationResult, SamplingParams
 
 
@@ -95,19 +92,20 @@ class AsyncClient(AsyncJobQueue):
         **sampling_fields: object,
     ) -> AsyncJob:
         """Send one prompt; arguments and errors as `Client.submit`."""
-        request = make_request(
+        job = single_job(
             prompt,
             sampling,
-            fields=sampling_fields,
+            sampling_fields,
+            queue=queue,
+            result_ttl_s=result_ttl,
+            idempotency_key=idempotency_key,
             deadline=deadline,
             id=id,
             service_class=service_class,
             model=model,
             metadata=metadata,
         )
-        job_id = new_job_id(idempotency_key)
-        outgoing = outgoing_job([request], queue=queue, job_id=job_id, result_ttl_s=result_ttl)
-        return (await self._submit([outgoing]))[0]
+        return (await self._submit([job]))[0]
 
     async def submit_many(
         self,
@@ -118,11 +116,13 @@ class AsyncClient(AsyncJobQueue):
         requests_per_job: int = MAX_PACK_REQUESTS,
     ) -> list[AsyncJob]:
         """Send many requests, packed into jobs, in one round trip; one handle a request."""
-        checked = [make_request(r) if isinstance(r, str) else r for r in requests]
-        groups = pack(checked, requests_per_job)
-        return await self._submit(
-            [outgoing_job(group, queue=queue, result_ttl_s=result_ttl) for group in groups]
+        jobs = packed_jobs(
+            requests,
+            queue=queue,
+            result_ttl_s=result_ttl,
+            requests_per_job=requests_per_job,
         )
+        return await self._submit(jobs)
 
     async def generate(
         self,
@@ -147,15 +147,13 @@ class AsyncClient(AsyncJobQueue):
         **sampling_fields: object,
     ) -> AsyncIterator[GenerationResult]:
         """Results in input order, with a bounded number of requests in flight; see `Client.map`."""
-        requests = as_requests(prompts, sampling, sampling_fields)
-        size = pack_size(max_in_flight)
+        groups = RequestGroups(as_requests(prompts, sampling, sampling_fields), max_in_flight)
         in_flight: deque[AsyncJob] = deque()
         while True:
-            while len(in_flight) + size <= max(max_in_flight, size):
-                group = list(islice(requests, size))
-                if not group:
-                    break
-                in_flight += await self.submit_many(group, queue=queue, requests_per_job=size)
+            while group := groups.take(len(in_flight)):
+                in_flight += await self.submit_many(
+                    group, queue=queue, requests_per_job=groups.size
+                )
             if not in_flight:
                 return
             yield await in_flight.popleft().result(timeout)

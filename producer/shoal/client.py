@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 from shoal.errors import ShoalError
@@ -22,11 +21,9 @@ from shoal.jobs import (
     OutgoingJob,
     as_requests,
     make_request,
-    new_job_id,
     outgoing_job,
-    pack,
-    pack_size,
 )
+from shoal.submission import RequestGroups, packed_jobs, single_job
 from shoal.wire import QUEUE_DEFAULT, GenerationRequest, GenerationResult, SamplingParams
 
 
@@ -114,19 +111,20 @@ class Client(JobQueue):
             InvalidRequest: a field is unknown, of the wrong type or out of range.
             QueueFull: the queue or Redis takes no more.
         """
-        request = make_request(
+        job = single_job(
             prompt,
             sampling,
-            fields=sampling_fields,
+            sampling_fields,
+            queue=queue,
+            result_ttl_s=result_ttl,
+            idempotency_key=idempotency_key,
             deadline=deadline,
             id=id,
             service_class=service_class,
             model=model,
             metadata=metadata,
         )
-        job_id = new_job_id(idempotency_key)
-        outgoing = outgoing_job([request], queue=queue, job_id=job_id, result_ttl_s=result_ttl)
-        return self._submit([outgoing])[0]
+        return self._submit([job])[0]
 
     def submit_many(
         self,
@@ -144,14 +142,14 @@ class Client(JobQueue):
         Args:
             stream: whether `follow` will read along; it reads jobs of one request.
         """
-        checked = [make_request(r) if isinstance(r, str) else r for r in requests]
-        groups = pack(checked, requests_per_job)
-        return self._submit(
-            [
-                outgoing_job(group, queue=queue, result_ttl_s=result_ttl, stream=stream)
-                for group in groups
-            ]
+        jobs = packed_jobs(
+            requests,
+            queue=queue,
+            result_ttl_s=result_ttl,
+            requests_per_job=requests_per_job,
+            stream=stream,
         )
+        return self._submit(jobs)
 
     def map(
         self,
@@ -167,15 +165,11 @@ class Client(JobQueue):
 
         The input is read as results are taken, so it may be endless. `timeout` is for each result.
         """
-        requests = as_requests(prompts, sampling, sampling_fields)
-        size = pack_size(max_in_flight)
+        groups = RequestGroups(as_requests(prompts, sampling, sampling_fields), max_in_flight)
         in_flight: deque[Job] = deque()
         while True:
-            while len(in_flight) + size <= max(max_in_flight, size):
-                group = list(islice(requests, size))
-                if not group:
-                    break
-                in_flight += self.submit_many(group, queue=queue, requests_per_job=size)
+            while group := groups.take(len(in_flight)):
+                in_flight += self.submit_many(group, queue=queue, requests_per_job=groups.size)
             if not in_flight:
                 return
             yield in_flight.popleft().result(timeout)

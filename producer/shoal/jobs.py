@@ -103,7 +103,6 @@ class OutgoingJob:
     job_id: str
     queue: str
     requests: tuple[GenerationRequest, ...]
-    result_ttl_s: int
     commands: tuple[Command, ...]
 
     @property
@@ -157,11 +156,6 @@ def as_requests(
             yield make_request(prompt, sampling, fields=sampling_fields)
 
 
-def pack_size(max_in_flight: int) -> int:
-    """Requests a job, for a window of so many requests: eight jobs or more keep workers fed."""
-    return max(1, min(MAX_PACK_REQUESTS, max_in_flight // 8))
-
-
 def new_job_id(idempotency_key: str | None = None) -> str:
     """A job id of the producer's own: random, or always the same for one idempotency key."""
     if idempotency_key is None:
@@ -176,8 +170,14 @@ def outgoing_job(
     job_id: str | None = None,
     result_ttl_s: int = DEFAULT_RESULT_TTL_S,
     stream: bool = False,
+    fingerprint: str | None = None,
 ) -> OutgoingJob:
-    """The RQ job of these requests, written by RQ's own code into commands not yet sent."""
+    """The RQ job of these requests, written by RQ's own code into commands not yet sent.
+
+    Args:
+        stream: whether the text is also to be told as it is made.
+        fingerprint: binds the job to workers of this kind; others leave it in its queue.
+    """
     if not queue or not queue.isprintable() or queue != queue.strip():
         raise InvalidRequest(f"queue is {queue!r}; give a name such as {QUEUE_DEFAULT}")
     if type(result_ttl_s) is not int or result_ttl_s < 1:
@@ -192,11 +192,11 @@ def outgoing_job(
         failure_ttl=FAILURE_TTL_S,
         description=_description(job),  # RQ's default would put the prompt into logs.
         job_id=job_id,
-        meta=_meta(job, stream=stream),
+        meta=_meta(job, stream=stream, fingerprint=fingerprint),
         retry=Retry(max=MAX_RETRIES),
     )
     commands = _enqueue_commands(queue, data)
-    return OutgoingJob(job_id, queue, tuple(job.requests), result_ttl_s, commands)
+    return OutgoingJob(job_id, queue, tuple(job.requests), commands)
 
 
 def _enqueue_commands(queue_name: str, data: EnqueueData) -> tuple[Command, ...]:
@@ -261,7 +261,7 @@ def _description(job: GenerationJob) -> str:
     return f"{FUNCTION_NAME}: {count} request{'s' if count != 1 else ''}"
 
 
-def _meta(job: GenerationJob, *, stream: bool) -> dict[str, Any]:
+def _meta(job: GenerationJob, *, stream: bool, fingerprint: str | None) -> dict[str, Any]:
     """Plain JSON that a claim can read: the job's data itself is compressed."""
     num_tokens = sum(
         prompt_bytes(request) // BYTES_PER_TOKEN + request.sampling.max_tokens * request.sampling.n
@@ -271,4 +271,8 @@ def _meta(job: GenerationJob, *, stream: bool) -> dict[str, Any]:
         "requests": sum(request.sampling.n for request in job.requests),
         "tokens": num_tokens,
     }
-    return meta | {"stream": True} if stream else meta
+    if stream:
+        meta["stream"] = True
+    if fingerprint is not None:
+        meta["fingerprint"] = fingerprint
+    return meta
