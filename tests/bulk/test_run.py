@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import wait_until
 from tests.scripted_worker import FINGERPRINT, ScriptedWorker
 
+from shoal.bulk import run as run_module
 from shoal.bulk.folder import OutputLocked, RunFolder
 from shoal.bulk.manifest import Manifest, load
 from shoal.bulk.outcomes import results_of
@@ -21,7 +22,7 @@ from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress
 from shoal.bulk.run import BulkRun, Ending
 from shoal.bulk.seeds import row_seed
 from shoal.client import Client
-from shoal.errors import InvalidRequest, RedisUnavailable
+from shoal.errors import InvalidRequest, QueueFull, RedisUnavailable
 from shoal.job_states import JobState
 from shoal.wire import QUEUE_BULK
 
@@ -439,6 +440,80 @@ def test_a_short_absence_of_redis_does_not_end_a_run(
     )
 
     assert ending == "complete"
+
+
+def test_a_full_redis_is_emptied_before_it_is_filled(
+    client: Client,
+    worker: ScriptedWorker,
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send = client.send
+
+    def send_if_empty(jobs: Any) -> None:
+        if client.redis.exists("rq:queue:shoal-bulk") or client.redis.keys("rq:results:*"):
+            raise QueueFull("no room")
+        send(jobs)
+
+    monkeypatch.setattr(client, "send", send_if_empty)
+    monkeypatch.setattr(run_module, "MAX_OUTAGE_S", 2.0)
+    monkeypatch.setattr(run_module, "POLL_S", 0.05)
+    limits = Limits(max_in_flight=64, timeout_s=20)
+
+    ending, _run = generate(client, Plan(write_input(tmp_path, prompts(300)), output), limits)
+
+    assert ending == "complete"
+    assert len(worker.seen) == 300
+
+
+def test_jobs_whose_reply_is_lost_are_not_made_anew(
+    client: Client,
+    worker: ScriptedWorker,
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send = client.send
+    lost = iter([RedisUnavailable("reply lost"), QueueFull("full half-way")])
+
+    def send_and_lose(jobs: Any) -> None:
+        error = next(lost, None)
+        send(jobs[:1] if isinstance(error, QueueFull) else jobs)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(client, "send", send_and_lose)
+
+    ending, _run = generate(client, Plan(write_input(tmp_path, prompts(100)), output))
+
+    assert ending == "complete"
+    assert len(worker.seen) == 100
+    assert client.redis.keys("rq:job:*") == []
+
+
+def test_results_are_kept_when_the_reply_to_their_deletion_is_lost(
+    client: Client,
+    worker: ScriptedWorker,
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forget = client.forget
+    losses = iter([RedisUnavailable("reply lost")] * 2)
+
+    def forget_and_lose(job_ids: Any, queue: str) -> None:
+        forget(job_ids, queue)
+        if job_ids and (error := next(losses, None)) is not None:
+            raise error
+
+    monkeypatch.setattr(client, "forget", forget_and_lose)
+
+    ending, _run = generate(client, Plan(write_input(tmp_path, prompts(100)), output))
+
+    assert ending == "complete"
+    assert len(worker.seen) == len(rows(output)) == 100
+    assert client.redis.keys("rq:job:*") == []
 
 
 def test_jobs_that_redis_lost_are_sent_again(

@@ -19,7 +19,7 @@ from shoal.bulk.plan import Limits, Plan, Progress
 from shoal.bulk.readers import read_rows, survey
 from shoal.bulk.resume import Row, Written, join
 from shoal.bulk.rows import FailedRow, InputRow, RowDefaults
-from shoal.bulk.window import Slot, Window
+from shoal.bulk.window import PendingRow, Window
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
 from shoal.errors import InvalidRequest, QueueFull, RedisUnavailable, ShoalError
@@ -58,8 +58,7 @@ class BulkRun:
         self._written = written
         self._before = replace(written)
         self._rows = enumerate(rows, start=written.rows)
-        self._fresh: list[Slot] = []
-        self._again: list[Slot] = []
+        self._again: list[PendingRow] = []
         self._is_read = False
         self._started_s = self._contact_s = time.monotonic()
 
@@ -183,7 +182,7 @@ class BulkRun:
             return "interrupted"
         if not limits.max_failures.allows(self._written.rows_failed, self.rows_total):
             return "too many failures"
-        if self._is_read and window.is_empty and not self._fresh and not self._again:
+        if self._is_read and window.is_empty and not self._again:
             return "complete"
         elapsed_s = time.monotonic() - self._started_s
         if limits.timeout_s is not None and elapsed_s >= limits.timeout_s:
@@ -204,40 +203,52 @@ class BulkRun:
             time.sleep(POLL_S)
 
     def _turn(self, window: Window, writer: OrderedWriter) -> None:
-        """Send what there is room for, and take in what has ended."""
+        """Take in what has ended, and send what there is room for."""
+        room = min(window.room, MAX_WAITING_ROWS - writer.num_waiting)
+        can_send = not window.is_sent or self._again or (room > 0 and not self._is_read)
+        # Taken in first: with Redis full, only that makes room for what is to be sent.
+        for row, result in window.collect(0.0 if can_send else POLL_S):
+            self._contact_s = time.monotonic()
+            self._take_in(row, result, writer)
+        window.forget()
         # Rows for another attempt go first and whatever the room: the writer waits for them.
-        window.submit(self._again, alone=True)
+        window.add(self._again, alone=True)
         self._again.clear()
-        self._read(min(window.room, MAX_WAITING_ROWS - writer.num_waiting), writer)
-        window.submit(self._fresh)
-        self._fresh.clear()
-        for slot, result in window.collect(POLL_S):
-            if result.error is not None and result.error.retryable and slot.attempts < MAX_ATTEMPTS:
-                self._again.append(slot)
-            else:
-                writer.put(slot.position, self._outcome(slot, result))
+        window.add(self._read(min(window.room, MAX_WAITING_ROWS - writer.num_waiting), writer))
+        window.send()
 
-    def _read(self, room: int, writer: OrderedWriter) -> None:
-        """Read rows for so many sequences; broken ones are answered here."""
-        room -= sum(slot.num_sequences for slot in self._fresh)
+    def _read(self, room: int, writer: OrderedWriter) -> list[PendingRow]:
+        """Rows of so many sequences; broken ones are answered here."""
+        fresh: list[PendingRow] = []
         for _ in range(MAX_READ_ROWS):
             if room <= 0:
-                return
+                break
             position, row = next(self._rows, (None, None))
             if position is None or row is None:
                 self._is_read = True
-                return
+                break
             if isinstance(row, FailedRow):
                 writer.put(position, row)
             else:
-                slot = Slot(position, row)
-                self._fresh.append(slot)
-                room -= slot.num_sequences
+                fresh.append(PendingRow(position, row))
+                room -= fresh[-1].num_sequences
+        return fresh
 
-    def _outcome(self, slot: Slot, result: GenerationResult) -> tuple[InputRow, Any] | FailedRow:
-        row = slot.row
+    def _take_in(
+        self, pending: PendingRow, result: GenerationResult, writer: OrderedWriter
+    ) -> None:
+        error = result.error
+        if error is not None and error.retryable and pending.attempts < MAX_ATTEMPTS:
+            self._again.append(pending)
+        else:
+            writer.put(pending.position, self._outcome(pending, result))
+
+    def _outcome(
+        self, pending: PendingRow, result: GenerationResult
+    ) -> tuple[InputRow, Any] | FailedRow:
+        row = pending.row
         if result.error is not None:
-            place = replace(row.place, attempts=row.place.attempts + slot.attempts)
+            place = replace(row.place, attempts=row.place.attempts + pending.attempts)
             return FailedRow(place, row.id, row.source, result.error)
         self.fingerprints.add(result.fingerprint)
         self.manifest.fingerprint = self.manifest.fingerprint or result.fingerprint
