@@ -172,7 +172,7 @@ class GenerationRequest(_Wire):
     @field_validator("metadata")
     @classmethod
     def _metadata_is_small_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not _nests_within(value, MAX_METADATA_LEVELS):
+        if not nests_within(value, MAX_METADATA_LEVELS):
             msg = f"metadata nests deeper than {MAX_METADATA_LEVELS} levels"
             raise ValueError(msg)
         try:
@@ -186,12 +186,12 @@ class GenerationRequest(_Wire):
         return value
 
 
-def _nests_within(value: object, num_levels: int) -> bool:
+def nests_within(value: object, num_levels: int) -> bool:
     """Whether objects and lists lie in each other at most so many levels deep."""
     if not isinstance(value, dict | list | tuple):
         return True
     inner = value.values() if isinstance(value, dict) else value
-    return num_levels > 0 and all(_nests_within(part, num_levels - 1) for part in inner)
+    return num_levels > 0 and all(nests_within(part, num_levels - 1) for part in inner)
 
 
 class GenerationJob(_Wire):

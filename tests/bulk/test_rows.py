@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,49 @@ def test_max_failures_is_a_number_or_a_share(text: str, allowed: int, refused: i
 def test_other_max_failures_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="max-failures"):
         MaxFailures.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("1e999", "1e999 is too large a number; the limit is 1.8e[+]308"),
+        ("-1e999", "-1e999 is too large"),
+        ("NaN", "NaN is no JSON number"),
+        ("-Infinity", "-Infinity is no JSON number"),
+    ],
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": "a", "metadata": {"x": [%s]}}',
+        '{"prompt": "a", "unheard_of": %s}',
+        '{"index": 3, "id": "3", "line": 4, "input": {"prompt": "a", "m": %s}, "error": {}}',
+    ],
+)
+def test_a_number_that_json_cannot_say_is_refused_and_told_in_json(
+    line: str, number: str, words: str
+) -> None:
+    failed = bad(line % number)
+
+    assert re.search(words, failed.error.message)
+    strict = json.loads(error_line(failed), parse_constant=pytest.fail)
+    assert strict["input"] == line % number
+
+
+@pytest.mark.parametrize("levels", [40, 400, 100_000])
+@pytest.mark.parametrize("field", ["metadata", "unheard_of"])
+def test_a_line_that_nests_too_deeply_is_refused_and_told(field: str, levels: int) -> None:
+    nested = '{"a":' * levels + "1" + "}" * levels
+
+    failed = bad(f'{{"prompt": "a", "{field}": {nested}}}')
+
+    assert re.search("nests deeper than 34 levels|not valid JSON", failed.error.message)
+    assert json.loads(error_line(failed))["error"]["code"] == "invalid_request"
+
+
+def test_metadata_of_as_many_levels_as_a_request_may_have_is_kept() -> None:
+    metadata: Any = {}
+    for _ in range(31):
+        metadata = {"a": metadata}
+
+    assert good({"prompt": "a", "metadata": metadata}).metadata == metadata

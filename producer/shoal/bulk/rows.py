@@ -7,6 +7,8 @@ no file and no queue.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +16,14 @@ from typing import Any
 from shoal.bulk.seeds import row_seed
 from shoal.errors import InvalidRequest
 from shoal.validation import parse
-from shoal.wire import GenerationRequest, GenerationResult, ResultError, SamplingParams
+from shoal.wire import (
+    MAX_METADATA_LEVELS,
+    GenerationRequest,
+    GenerationResult,
+    ResultError,
+    SamplingParams,
+    nests_within,
+)
 
 COLUMNS = (
     "index",
@@ -31,6 +40,7 @@ COLUMNS = (
     "metadata",
 )
 OWN_FIELDS = frozenset({"prompt", "id", "metadata"})  # All others are of SamplingParams.
+MAX_LINE_LEVELS = MAX_METADATA_LEVELS + 2  # Metadata in a record, in a line of an error file.
 ERROR_LINE_FIELDS = frozenset({"index", "input", "error"})
 
 
@@ -161,9 +171,7 @@ def flat_rows(row: InputRow, result: GenerationResult) -> Iterator[dict[str, Any
 def _valid_row(
     record: Mapping[str, Any], place: Place, defaults: RowDefaults, *, source: Mapping[str, Any]
 ) -> InputRow:
-    fields = {
-        key: value for key, value in record.items() if key not in {"prompt", "id", "metadata"}
-    }
+    fields = {key: value for key, value in record.items() if key not in OWN_FIELDS}
     metadata = record.get("metadata")
     if not isinstance(metadata, dict | None):
         raise InvalidRequest(f"metadata is a {type(metadata).__name__}; give an object")
@@ -214,9 +222,11 @@ def _row_from_error_line(
 def _record(text: str) -> dict[str, Any]:
     """A line as a JSON object whose text can be written as UTF-8."""
     try:
-        record = json.loads(text, parse_constant=_refuse_constant)
+        record = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the line is not valid JSON: {error}") from None
+    if not nests_within(record, MAX_LINE_LEVELS):
+        raise InvalidRequest(f"the line nests deeper than {MAX_LINE_LEVELS} levels")
     if not isinstance(record, dict):
         raise InvalidRequest(
             f"the line is a JSON {type(record).__name__}; give an object such as "
@@ -234,3 +244,13 @@ def _record(text: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    """A number that JSON can say again: 1e999 would be read as infinity and written as none."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{text[:20]} is too large a number; the limit is {sys.float_info.max:.1e}"
+        )
+    return number
