@@ -322,6 +322,50 @@ def test_other_parameters_are_refused_by_name(
         BulkRun.begin(Plan(source, output, **(given | change)))
 
 
+def test_a_run_that_goes_on_without_a_model_keeps_the_one_it_was_begun_with(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    source = write_input(tmp_path, [*prompts(40), {"prompt": "HOLD"}])
+    turns = iter(range(3))
+    generate(client, Plan(source, output, model="m"), stop=lambda: next(turns, None) is None)
+    worker.released.set()
+
+    with BulkRun.locked(Plan(source, output)) as run:
+        assert run.model == "m"
+        run.generate(client, QUEUE_BULK, LIMITS, stop=never, on_turn=ignore)
+
+    assert manifest(output).parameters.model == "m"
+    with pytest.raises(InvalidRequest, match='model "m"'):
+        BulkRun.begin(Plan(source, output, model="n"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"version": 1', '"version": 2', r"version 2; this Shoal reads version 1: go on with the"),
+        ('"version": 1,', "", r"version null; this Shoal reads version 1"),
+        ('"sha256"', '"sha"', r"input.sha256 is missing or wrong; --overwrite starts anew"),
+        ("{", "", r"not readable as a manifest: .*; --overwrite starts anew"),
+    ],
+)
+def test_a_manifest_of_another_version_is_refused_with_what_to_do(
+    client: Client,
+    worker: ScriptedWorker,
+    tmp_path: Path,
+    output: Path,
+    old: str,
+    new: str,
+    words: str,
+) -> None:
+    plan = Plan(write_input(tmp_path, prompts(1)), output)
+    generate(client, plan)
+    path = RunFolder(output).manifest
+    path.write_text(path.read_text().replace(old, new, 1))
+
+    with pytest.raises(InvalidRequest, match=words):
+        BulkRun.begin(plan)
+
+
 def test_another_input_is_refused_unless_the_output_is_overwritten(
     client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from shoal.bulk.folder import sync_folder
+from shoal.bulk.folder import RunFolder, sync_folder
 from shoal.errors import InvalidRequest
 
 MANIFEST_VERSION = 1
@@ -102,13 +102,55 @@ def load(path: Path) -> Manifest | None:
         InvalidRequest: it cannot be understood.
     """
     try:
-        return Manifest.model_validate(json.loads(path.read_text()))
+        record = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (ValidationError, ValueError):
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(_unreadable(path, str(error))) from None
+    found = record.get("version") if isinstance(record, dict) else None
+    if found != MANIFEST_VERSION:
         raise InvalidRequest(
-            f"{path} is not readable as a manifest of this version; --overwrite starts anew"
-        ) from None
+            f"{path} is of manifest version {json.dumps(found)}; this Shoal reads version "
+            f"{MANIFEST_VERSION}: go on with the Shoal that began it, or start anew with "
+            "--overwrite"
+        )
+    try:
+        return Manifest.model_validate(record)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InvalidRequest(_unreadable(path, f"{field} is missing or wrong")) from None
+
+
+def take_over(folder: RunFolder, manifest: Manifest) -> bool:
+    """Whether the files hold rows of an earlier run of the same; its findings are taken over.
+
+    Raises:
+        InvalidRequest: they are another run's, or no run's.
+    """
+    sizes = [path.stat().st_size if path.exists() else 0 for path in (folder.output, folder.errors)]
+    if not any(sizes):
+        return False
+    earlier = load(folder.manifest)
+    if earlier is None:
+        raise InvalidRequest(
+            f"{folder.output} exists and no bulk run wrote it; name another output, or give "
+            "--overwrite to replace it"
+        )
+    earlier.require_same(manifest, folder.output)
+    if earlier.complete and sizes[0] > earlier.output_bytes:
+        raise InvalidRequest(
+            f"{folder.output} was complete with {earlier.output_bytes} bytes and has {sizes[0]} "
+            "now; name another output, or give --overwrite to replace it"
+        )
+    manifest.fingerprint, manifest.model = earlier.fingerprint, earlier.model
+    manifest.complete = earlier.complete
+    if manifest.parameters.model is None:
+        manifest.parameters.model = earlier.parameters.model
+    return True
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return f"{path} is not readable as a manifest: {reason}; --overwrite starts anew"
 
 
 def _flat(parameters: Parameters) -> dict[str, Any]:

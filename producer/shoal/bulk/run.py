@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from shoal.bulk.folder import RunFolder
-from shoal.bulk.manifest import InputFile, Manifest, Parameters, load
+from shoal.bulk.manifest import InputFile, Manifest, Parameters, take_over
 from shoal.bulk.plan import Limits, Plan, Progress
 from shoal.bulk.readers import read_rows, survey
 from shoal.bulk.resume import Row, Written, join
@@ -22,7 +22,7 @@ from shoal.bulk.rows import FailedRow, InputRow, RowDefaults
 from shoal.bulk.window import PendingRow, Window
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
-from shoal.errors import InvalidRequest, QueueFull, RedisUnavailable, ShoalError
+from shoal.errors import QueueFull, RedisUnavailable, ShoalError
 from shoal.jobs import MAX_PACK_REQUESTS
 from shoal.validation import parse
 from shoal.wire import GenerationResult, SamplingParams
@@ -97,7 +97,7 @@ class BulkRun:
         defaults = RowDefaults(plan.sampling, plan.seed)
         rows: Iterator[Row] = islice(read_rows(plan.source, defaults), plan.limit)
         total = found.num_rows if plan.limit is None else min(found.num_rows, plan.limit)
-        if plan.overwrite or not _earlier(folder, manifest):
+        if plan.overwrite or not take_over(folder, manifest):
             return cls(plan, manifest, total, Written(), rows)
         written, rows = join(rows, folder.output, folder.errors)
         return cls(plan, manifest, total, written, rows)
@@ -106,6 +106,11 @@ class BulkRun:
     def has_rows_left(self) -> bool:
         """Whether there is anything to generate."""
         return self._written.rows < self.rows_total
+
+    @property
+    def model(self) -> str | None:
+        """The model that the run is bound to, as it was named now or when the run began."""
+        return self.manifest.parameters.model
 
     @property
     def rows_before(self) -> int:
@@ -274,29 +279,3 @@ class BulkRun:
             "file_sha256": digest,
         }
         self.manifest = self.manifest.model_copy(update=update)
-
-
-def _earlier(folder: RunFolder, manifest: Manifest) -> bool:
-    """Whether the files hold rows of an earlier run of the same; its findings are taken over.
-
-    Raises:
-        InvalidRequest: they are another run's, or no run's.
-    """
-    sizes = [path.stat().st_size if path.exists() else 0 for path in (folder.output, folder.errors)]
-    if not any(sizes):
-        return False
-    earlier = load(folder.manifest)
-    if earlier is None:
-        raise InvalidRequest(
-            f"{folder.output} exists and no bulk run wrote it; name another output, or give "
-            "--overwrite to replace it"
-        )
-    earlier.require_same(manifest, folder.output)
-    if earlier.complete and sizes[0] > earlier.output_bytes:
-        raise InvalidRequest(
-            f"{folder.output} was complete with {earlier.output_bytes} bytes and has {sizes[0]} "
-            "now; name another output, or give --overwrite to replace it"
-        )
-    manifest.fingerprint, manifest.model = earlier.fingerprint, earlier.model
-    manifest.complete = earlier.complete
-    return True

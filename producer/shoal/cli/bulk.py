@@ -96,7 +96,7 @@ def bulk(
         with (
             connected(redis_url) as client,
             Serving(
-                client, queue, model, num_local=local_workers, log_folder=run.folder.path
+                client, queue, run.model, num_local=local_workers, log_folder=run.folder.path
             ) as serving,
             signals_kept() as stop,
         ):
