@@ -45,12 +45,17 @@ class ScriptedWorker(threading.Thread):
     """Serves until it is left; `released` lets jobs with HOLD in a prompt go on."""
 
     def __init__(
-        self, url: str, queues: tuple[str, ...] = ("shoal-default", "shoal-bulk"), model: str = "m"
+        self,
+        url: str,
+        queues: tuple[str, ...] = ("shoal-default", "shoal-bulk"),
+        model: str = "m",
+        fingerprint: str = FINGERPRINT,
     ) -> None:
         super().__init__(daemon=True)
         self.redis = redis.Redis.from_url(url)
         self.queues = queues
         self.model = model
+        self.fingerprint = fingerprint
         self.released = threading.Event()
         self.stopped = threading.Event()
         self.seen: list[GenerationRequest] = []
@@ -66,7 +71,7 @@ class ScriptedWorker(threading.Thread):
             "pid": os.getpid(),
             "shoal_model": self.model,
             "shoal_device": "cpu",
-            "shoal_fingerprint": FINGERPRINT,
+            "shoal_fingerprint": self.fingerprint,
             "shoal_slots": 8,
             "shoal_running": 0,
             "shoal_tokens_per_s": 12.5,
@@ -106,6 +111,10 @@ class ScriptedWorker(threading.Thread):
             job = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
         except NoSuchJobError:
             return []  # Cancelled and deleted since.
+        if job.meta.get("fingerprint", self.fingerprint) != self.fingerprint:
+            self.redis.rpush(f"rq:queue:{job.origin}", job.id)
+            self.stopped.wait(0.02)
+            return []
         if not self._write(job, "queued", partial(job.set_status, JobStatus.STARTED)):
             return []
         self.seen += GenerationJob.model_validate(job.args[0]).requests
@@ -164,7 +173,7 @@ class ScriptedWorker(threading.Thread):
                 prompt_tokens=len(prompt), completion_tokens=num_tokens * request.sampling.n
             ),
             model=self.model,
-            fingerprint=FINGERPRINT,
+            fingerprint=self.fingerprint,
         )
 
 

@@ -177,3 +177,30 @@ def test_a_run_out_of_time_is_124_and_goes_on_later(worker: ScriptedWorker) -> N
     assert result.exit_code == 124
     assert "0 of 2 rows are written" in result.stderr
     assert bulk("in.txt", "-o", "out.jsonl").exit_code == 0
+
+
+def test_a_run_whose_kind_of_worker_is_gone_says_so_and_goes_on_mixed(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_REDIS_URL", redis_url)
+    Path("in.txt").write_text("HOLD\n" + "fine\n" * 100)
+    with ScriptedWorker(redis_url, fingerprint="first") as worker:
+        worker.released.set()
+        bulk("in.txt", "-o", "out.jsonl")
+    manifest = RunFolder(Path("out.jsonl")).manifest
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    whole = Path("out.jsonl").read_bytes()
+    Path("out.jsonl").write_bytes(whole[: len(whole) // 2])
+
+    with ScriptedWorker(redis_url, fingerprint="other"):
+        waited = bulk("in.txt", "-o", "out.jsonl", "--timeout", "0.5")
+        mixed = bulk("in.txt", "-o", "out.jsonl", "--mixed")
+
+    assert waited.exit_code == 124
+    assert (
+        "this run is bound to workers of fingerprint first, and no living worker of shoal-bulk has "
+        "it (there: other); waiting for one: --mixed lets any worker go on"
+    ) in waited.stderr
+    assert waited.stderr.count("bound to") == 1
+    assert mixed.exit_code == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 101

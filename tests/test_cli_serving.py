@@ -121,6 +121,17 @@ def test_a_model_is_asked_for_by_the_name_it_is_served_under(
             found.requested_model()
 
 
+def test_own_workers_of_another_kind_than_a_run_s_end_it(embedded: Client, redis_url: str) -> None:
+    with Serving(embedded, "shoal-bulk", "m") as found:
+        with ScriptedWorker(redis_url, fingerprint="mine"):
+            found.watch()
+            found.require_kind("mine")
+            with pytest.raises(ShoalError, match=r"fingerprint first, .*\(there: mine\); --mixed"):
+                found.require_kind("first")
+        found.watch()
+        found.require_kind("first")  # Nobody serves just now: that is told elsewhere.
+
+
 def test_a_bar_shows_rows_speed_padding_and_time_left() -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
 

@@ -339,6 +339,100 @@ def test_a_run_that_goes_on_without_a_model_keeps_the_one_it_was_begun_with(
         BulkRun.begin(Plan(source, output, model="n"))
 
 
+def begun(client: Client, worker: ScriptedWorker, plan: Plan) -> None:
+    """A run of this plan, stopped after its first rows: a later row has HOLD."""
+    seen: list[int] = []
+
+    def note_rows(progress: Progress) -> None:
+        seen.append(progress.rows_done)
+
+    generate(client, plan, stop=lambda: any(seen), on_turn=note_rows)
+
+
+def bound_jobs(client: Client) -> list[Any]:
+    keys: Any = client.redis.keys("rq:job:*")
+    metas: list[Any] = [client.redis.hget(key, "meta") for key in keys]
+    return [json.loads(meta).get("fingerprint") for meta in metas if meta]
+
+
+def test_a_run_that_goes_on_is_bound_to_the_kind_of_worker_that_began_it(
+    client: Client, redis_url: str, tmp_path: Path, output: Path
+) -> None:
+    plan = Plan(write_input(tmp_path, [*prompts(100), {"prompt": "HOLD"}]), output)
+    with ScriptedWorker(redis_url, fingerprint="first") as worker:
+        begun(client, worker, plan)
+    path = RunFolder(output).manifest
+    path.write_text(path.read_text().replace('"fingerprint": "first"', '"fingerprint": null'))
+
+    with ScriptedWorker(redis_url, fingerprint="other") as other:
+        other.released.set()
+        ending, run = generate(client, plan, Limits(max_in_flight=64, timeout_s=0.5))
+        assert (ending, other.seen, run.fingerprint) == ("timed out", [], "first")
+        with ScriptedWorker(redis_url, fingerprint="first") as first:
+            first.released.set()
+            ending, run = generate(client, plan)
+
+    assert ending == "complete"
+    assert {row["fingerprint"] for row in rows(output)} == {"first"}
+
+
+def test_a_mixed_run_takes_any_worker(
+    client: Client, redis_url: str, tmp_path: Path, output: Path
+) -> None:
+    source = write_input(tmp_path, [*prompts(100), {"prompt": "HOLD"}])
+    with ScriptedWorker(redis_url, fingerprint="first") as worker:
+        begun(client, worker, Plan(source, output))
+
+    with ScriptedWorker(redis_url, fingerprint="other") as other:
+        other.released.set()
+        ending, run = generate(client, Plan(source, output, mixed=True))
+
+    assert (ending, run.fingerprint) == ("complete", None)
+    assert {row["fingerprint"] for row in rows(output)} == {"first", "other"}
+
+
+def test_the_first_answer_binds_all_further_jobs(
+    client: Client, worker: ScriptedWorker, tmp_path: Path, output: Path
+) -> None:
+    records = [*prompts(100), {"prompt": "HOLD"}]
+    last: list[Any] = []
+
+    def look(progress: Progress) -> None:
+        if progress.rows_done > 90 and not worker.released.is_set():
+            last[:] = bound_jobs(client)
+            worker.released.set()
+
+    ending, _run = generate(client, Plan(write_input(tmp_path, records), output), on_turn=look)
+
+    assert ending == "complete"
+    assert set(last) == {FINGERPRINT}
+
+
+def test_rows_that_another_kind_answered_before_the_run_was_bound_are_made_anew(
+    client: Client, redis_url: str, tmp_path: Path, output: Path
+) -> None:
+    with (
+        ScriptedWorker(redis_url, fingerprint="one") as one,
+        ScriptedWorker(redis_url, fingerprint="two") as two,
+    ):
+        records = [{"prompt": f"HOLD {i}"} for i in range(40)]
+
+        def release(_progress: Progress) -> None:
+            if len(one.seen) + len(two.seen) >= 40:
+                one.released.set()
+                two.released.set()
+
+        ending, _run = generate(
+            client, Plan(write_input(tmp_path, records), output), on_turn=release
+        )
+
+        assert ending == "complete"
+        assert one.seen
+        assert two.seen
+    assert len({row["fingerprint"] for row in rows(output)}) == 1
+    assert [row["index"] for row in rows(output)] == list(range(40))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

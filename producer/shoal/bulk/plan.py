@@ -19,6 +19,7 @@ class Plan:
         seed: the run's; row i's follows from it and i.
         limit: rows at the most.
         model: as the user named it; a run is bound to it.
+        mixed: whether workers of several kinds may make the rows; else they are the first one's.
     """
 
     source: Path
@@ -28,6 +29,7 @@ class Plan:
     limit: int | None = None
     model: str | None = None
     overwrite: bool = False
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

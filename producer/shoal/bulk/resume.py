@@ -23,7 +23,11 @@ Row = InputRow | FailedRow
 
 @dataclass(slots=True)
 class Written:
-    """What stays of an earlier run: whole rows, and how many bytes of each file they are."""
+    """What stays of an earlier run: whole rows, and how many bytes of each file they are.
+
+    Attributes:
+        fingerprint: of the worker that made the first completion.
+    """
 
     rows: int = 0
     rows_failed: int = 0
@@ -32,6 +36,7 @@ class Written:
     completion_tokens: int = 0
     output_bytes: int = 0
     error_bytes: int = 0
+    fingerprint: str | None = None
     sha256: Any = field(default_factory=hashlib.sha256)
 
 
@@ -53,6 +58,7 @@ def join(rows: Iterable[Row], output: Path, errors: Path) -> tuple[Written, Iter
 
 
 def _count(written: Written, found: list[tuple[bytes, dict[str, Any]]]) -> None:
+    written.fingerprint = written.fingerprint or found[0][1].get("fingerprint")
     written.prompt_tokens += found[0][1].get("prompt_tokens", 0)
     for line, record in found:
         written.completions += 1

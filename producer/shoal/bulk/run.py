@@ -59,6 +59,7 @@ class BulkRun:
         self._before = replace(written)
         self._rows = enumerate(rows, start=written.rows)
         self._again: list[PendingRow] = []
+        self._anew: list[PendingRow] = []
         self._is_read = False
         self._started_s = self._contact_s = time.monotonic()
 
@@ -100,6 +101,8 @@ class BulkRun:
         if plan.overwrite or not take_over(folder, manifest):
             return cls(plan, manifest, total, Written(), rows)
         written, rows = join(rows, folder.output, folder.errors)
+        # The manifest is saved after the rows: a killed run may have said it in these alone.
+        manifest.fingerprint = manifest.fingerprint or written.fingerprint
         return cls(plan, manifest, total, written, rows)
 
     @property
@@ -111,6 +114,11 @@ class BulkRun:
     def model(self) -> str | None:
         """The model that the run is bound to, as it was named now or when the run began."""
         return self.manifest.parameters.model
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The kind of workers that the run is bound to; None: any, or the first one's to say."""
+        return None if self.plan.mixed else self.manifest.fingerprint
 
     @property
     def rows_before(self) -> int:
@@ -165,6 +173,7 @@ class BulkRun:
             max_in_flight=limits.max_in_flight,
             requests_per_job=max(1, min(MAX_PACK_REQUESTS, num_left // MIN_JOBS)),
             model=model,
+            fingerprint=self.fingerprint,
         )
         self._started_s = self._contact_s = time.monotonic()
         with self._writer() as writer:
@@ -187,7 +196,7 @@ class BulkRun:
             return "interrupted"
         if not limits.max_failures.allows(self._written.rows_failed, self.rows_total):
             return "too many failures"
-        if self._is_read and window.is_empty and not self._again:
+        if self._is_read and window.is_empty and not self._again and not self._anew:
             return "complete"
         elapsed_s = time.monotonic() - self._started_s
         if limits.timeout_s is not None and elapsed_s >= limits.timeout_s:
@@ -210,15 +219,19 @@ class BulkRun:
     def _turn(self, window: Window, writer: OrderedWriter) -> None:
         """Take in what has ended, and send what there is room for."""
         room = min(window.room, MAX_WAITING_ROWS - writer.num_waiting)
-        can_send = not window.is_sent or self._again or (room > 0 and not self._is_read)
+        has_rows = self._again or self._anew or (room > 0 and not self._is_read)
+        can_send = has_rows or not window.is_sent
         # Taken in first: with Redis full, only that makes room for what is to be sent.
         for row, result in window.collect(0.0 if can_send else POLL_S):
             self._contact_s = time.monotonic()
             self._take_in(row, result, writer)
         window.forget()
+        window.fingerprint = self.fingerprint
         # Rows for another attempt go first and whatever the room: the writer waits for them.
         window.add(self._again, alone=True)
         self._again.clear()
+        window.add(self._anew)
+        self._anew.clear()
         window.add(self._read(min(window.room, MAX_WAITING_ROWS - writer.num_waiting), writer))
         window.send()
 
@@ -245,8 +258,14 @@ class BulkRun:
         error = result.error
         if error is not None and error.retryable and pending.attempts < MAX_ATTEMPTS:
             self._again.append(pending)
+        elif error is None and self._is_of_other_kind(result) and pending.attempts < MAX_ATTEMPTS:
+            self._anew.append(pending)
         else:
             writer.put(pending.position, self._outcome(pending, result))
+
+    def _is_of_other_kind(self, result: GenerationResult) -> bool:
+        """Whether it was sent before the run was bound, and answered by another kind of worker."""
+        return self.fingerprint not in {None, result.fingerprint}
 
     def _outcome(
         self, pending: PendingRow, result: GenerationResult

@@ -56,6 +56,11 @@ from shoal.wire import MAX_SEED, QUEUE_BULK
     "--local-workers", type=click.IntRange(1, 64), metavar="N", help="Workers to start for it."
 )
 @click.option("--overwrite", is_flag=True, help="Start anew, whatever the output holds.")
+@click.option(
+    "--mixed",
+    is_flag=True,
+    help="Let workers of any kind make rows, which then may differ by fingerprint.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @click.option("--queue", default=QUEUE_BULK, show_default=True, help="Where to submit.")
 @click.option(
@@ -73,6 +78,7 @@ def bulk(
     max_failures: str | None,
     local_workers: int | None,
     overwrite: bool,
+    mixed: bool,
     as_json: bool,
     queue: str,
     timeout: float | None,
@@ -87,7 +93,7 @@ def bulk(
     check_input(source)
     check_output(output, source)
     failures = MaxFailures() if max_failures is None else MaxFailures.parse(max_failures)
-    plan = Plan(source, output, given_sampling(sampling), seed, limit, model, overwrite)
+    plan = Plan(source, output, given_sampling(sampling), seed, limit, model, overwrite, mixed)
     with BulkRun.locked(plan) as run:
         if not run.has_rows_left:
             return _finish(run, as_json=as_json)
@@ -131,6 +137,7 @@ def _generate(
 
         def on_turn(progress: Progress) -> None:
             serving.watch()
+            serving.require_kind(run.fingerprint)
             display.show(progress, serving.padding_ratio)
 
         return run.generate(client, queue, limits, stop=stop, on_turn=on_turn, model=model)

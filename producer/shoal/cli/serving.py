@@ -77,6 +77,7 @@ class Serving:
         self._resources = ExitStack()
         self._watched_s = 0.0
         self._has_told = False
+        self._has_told_kind = False
 
     def __enter__(self) -> Self:
         try:
@@ -141,6 +142,27 @@ class Serving:
         """
         if time.monotonic() - self._watched_s >= WATCH_INTERVAL_S:
             self._look()
+
+    def require_kind(self, fingerprint: str | None) -> None:
+        """Say, once, if the queue is served, and by no worker of the kind that work is bound to.
+
+        Raises:
+            ShoalError: nor will it be, since the workers of this Redis are the command's own.
+        """
+        kinds = {worker.fingerprint for worker in self.workers}
+        # One that tells no fingerprint may be of any kind.
+        if fingerprint is None or not kinds or kinds & {None, fingerprint}:
+            return
+        text = (
+            f"this run is bound to workers of fingerprint {fingerprint}, and no living worker of "
+            f"{self._queue} has it (there: {', '.join(sorted(map(str, kinds)))})"
+        )
+        advice = "--mixed lets any worker go on, and --overwrite starts anew"
+        if self._local and self._client.is_embedded:
+            raise ShoalError(f"{text}; {advice}")
+        if not self._has_told_kind:
+            self._has_told_kind = True
+            note(f"{text}; waiting for one: {advice}")
 
     def look_last(self) -> None:
         """Look once more when the work is done; a worker tells its figures when it turns idle."""
