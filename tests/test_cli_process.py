@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import wait_until
 from tests.scripted_worker import ScriptedWorker
 
+import shoal
 from shoal.bulk.folder import RunFolder
 from shoal.client import Client
 from shoal.embedded import EmbeddedRedis, running_url
@@ -30,7 +31,8 @@ def environ(tmp_path: Path) -> dict[str, str]:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text("from tests.scripted_worker import main\nmain()\n")
-    path = os.pathsep.join([str(tmp_path / "fake"), str(ROOT)])
+    producer = Path(shoal.__file__).parents[1]  # Not whichever one is installed.
+    path = os.pathsep.join([str(tmp_path / "fake"), str(ROOT), str(producer)])
     return os.environ | {"PYTHONPATH": path, "SHOAL_HOME": str(tmp_path / "home")}
 
 
