@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any, Literal
 
@@ -125,7 +125,11 @@ class Worker:
             EngineFailedError: the model cannot be loaded, or the engine keeps dying.
         """
         announced = False
-        with self._handled_signals(), self._presence.registered() as uptime_s:
+        with (
+            closing(self._redis),
+            self._handled_signals(),
+            self._presence.registered() as uptime_s,
+        ):
             # Redis has just come back, perhaps: holders of leases go first.
             self._recover_after_s = time.monotonic() + max(0.0, self._settings.lease_s - uptime_s)
             try:
