@@ -108,7 +108,8 @@ class WorkerSettings(EngineSettings):
     allow_callbacks: bool = Field(
         False,
         description="Run jobs that bring callbacks or webhooks of RQ along, which import names and "
-        "send requests from this process.",
+        "send requests from this process; it waits for each, so keep them far shorter than the "
+        "lease.",
     )
     lease_s: float = Field(
         30.0, ge=1.0, le=3600.0, description="Seconds after which a silent worker's jobs run again."
