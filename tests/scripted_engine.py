@@ -55,7 +55,7 @@ class ScriptedEngine:
             case Cancel(job_id, None):
                 self._jobs.pop(job_id, None)
 
-    def receive(self, timeout_s: float) -> list[FromEngine]:
+    def receive(self, timeout_s: float, wake: int | None = None) -> list[FromEngine]:
         if self._dead:
             raise EOFError
         now_s = time.monotonic()
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--lease-s", type=float, default=30.0)
     parser.add_argument("--drain-timeout-s", type=float, default=60.0)
     parser.add_argument("--name", default=None)
+    parser.add_argument("--poll-s", type=float, default=0.005)
     parser.add_argument("--queues", default=None)
     parser.add_argument("--child", action="store_true")
     options = vars(parser.parse_args())

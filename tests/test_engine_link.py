@@ -19,7 +19,7 @@ class FakeProcess:
         self.is_alive = True
         self.sent: list[ToEngine] = []
 
-    def receive(self, timeout_s: float) -> list[FromEngine]:
+    def receive(self, timeout_s: float, wake: int | None = None) -> list[FromEngine]:
         if not self._says and self._lives_on:
             return []
         if not self._says:

@@ -80,8 +80,10 @@ def _wrap_engine(name: str, number: int) -> None:
         send(self, message)
         note(self, message)
 
-    def receive_or_die(self: EngineProcess, timeout_s: float) -> list[FromEngine]:
-        messages = receive(self, timeout_s)
+    def receive_or_die(
+        self: EngineProcess, timeout_s: float, wake: int | None = None
+    ) -> list[FromEngine]:
+        messages = receive(self, timeout_s, wake)
         for message in messages:
             note(self, message)
         return messages

@@ -74,12 +74,15 @@ class EngineLink:
         """The idle engine is about to be told something: from now on it may not be silent."""
         self._last_news_s = self._clock()
 
-    def receive(self, timeout_s: float, *, has_work: bool = False) -> list[FromEngine] | None:
+    def receive(
+        self, timeout_s: float, *, wake: int | None = None, has_work: bool = False
+    ) -> list[FromEngine] | None:
         """Everything the engine has said, after up to `timeout_s`; None if it died instead.
 
         After a death another one has been started, and nothing that this one held is being made.
 
         Args:
+            wake: a file descriptor that ends the wait when it becomes readable.
             has_work: whether it should be saying something; if it does not, it is killed.
 
         Raises:
@@ -87,7 +90,7 @@ class EngineLink:
         """
         assert self._process is not None, "an engine is started before it is heard"
         try:
-            messages = self._process.receive(timeout_s)
+            messages = self._process.receive(timeout_s, wake)
         except EOFError:
             self._restart(self._process, self._process.exit_text())
             return None

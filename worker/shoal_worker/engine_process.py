@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from shoal.errors import ModelError
@@ -83,22 +83,24 @@ class EngineProcess:
         """
         self._outbox.put(message)
 
-    def receive(self, timeout_s: float) -> list[FromEngine]:
+    def receive(self, timeout_s: float, wake: int | None = None) -> list[FromEngine]:
         """Everything it has said, after waiting for the first of it up to `timeout_s`.
+
+        Args:
+            wake: a file descriptor that ends the wait when it becomes readable.
 
         Raises:
             EOFError: it is gone and has said everything.
         """
         messages: list[FromEngine] = []
-        wait_s = timeout_s
-        while self._connection.poll(wait_s):
+        wait([self._connection, *([] if wake is None else [wake])], timeout_s)
+        while self._connection.poll():
             try:
                 messages.append(self._connection.recv())
             except (EOFError, OSError):  # OSError: it died in the middle of a message.
                 if messages:
                     return messages
                 raise EOFError from None
-            wait_s = 0.0
         return messages
 
     def exit_text(self) -> str:

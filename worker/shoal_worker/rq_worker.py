@@ -32,6 +32,7 @@ from shoal_worker.events import (
 )
 from shoal_worker.held_jobs import HeldJobs
 from shoal_worker.messages import FromEngine, JobDone, JobRefused, Observed, Ready, TextDelta
+from shoal_worker.queue_bell import QueueBell
 from shoal_worker.redis_watch import RedisWatch, is_away
 from shoal_worker.rq_lifecycle import Lifecycle, refusal
 from shoal_worker.rq_outcomes import (
@@ -48,7 +49,8 @@ from shoal_worker.throughput import Throughput
 
 RECOVER_S = 5.0
 CANCELLATIONS_S = 0.5  # They are heard of with the renewal of leases.
-BUSY_POLL_S = 0.01
+BACKLOG_WAIT_S = 0.01
+COMMANDS_S = 0.2  # They arrive on a thread of RQ's and are obeyed this often.
 STREAM_TTL_S = 3_600
 
 EXIT_DRAINED = 0
@@ -80,6 +82,8 @@ class Worker:
         self._lifecycle = Lifecycle(
             self._presence.worker, lease_s=settings.lease_s, callbacks=settings.allow_callbacks
         )
+        keys = self._presence.worker.queue_keys()
+        self._bell = QueueBell(connect(redis_url, retries=0), keys, settings.poll_s)
         self._throughput = Throughput()
         self._subscribers: tuple[Subscriber, ...] = (self._throughput, *subscribers)
         self._watch = RedisWatch(self._emit)
@@ -129,6 +133,7 @@ class Worker:
             closing(self._redis),
             self._handled_signals(),
             self._presence.registered() as uptime_s,
+            closing(self._bell),
         ):
             # Redis has just come back, perhaps: holders of leases go first.
             self._recover_after_s = time.monotonic() + max(0.0, self._settings.lease_s - uptime_s)
@@ -180,9 +185,10 @@ class Worker:
             self._burst_is_over = all(self._redis.llen(key) == 0 for key in keys)
 
     def _receive(self) -> None:
-        busy = bool(self._held)
-        poll_s = min(BUSY_POLL_S, self._settings.poll_s) if busy else self._settings.poll_s
-        messages = self._engine.receive(poll_s, has_work=busy)
+        wait_s = min(self._bell.wait_s(), COMMANDS_S)
+        if self._bell.has_backlog and self._room() is not None:
+            wait_s = BACKLOG_WAIT_S
+        messages = self._engine.receive(wait_s, wake=self._bell.fd, has_work=bool(self._held))
         if messages is None:
             self._dispatcher.engine_died()
             return
@@ -205,11 +211,12 @@ class Worker:
 
     def _claim(self) -> None:
         room = self._room()
-        if room is None or self._presence.is_suspended():
+        if room is None or self._presence.is_suspended() or not self._bell.should_look():
             return
         fingerprint = self._engine.served.fingerprint if self._engine.served else ""
         with self._watch.timed("claim"):
             claimed = self._lifecycle.claim(room, fingerprint)
+        self._bell.looked(found=bool(claimed))
         for one in claimed:
             self._emit(JobsMoved("claimed", one.queue, 1))
             reason = refusal(one, FUNCTION_NAME, allow_callbacks=self._settings.allow_callbacks)

@@ -127,7 +127,11 @@ class WorkerSettings(EngineSettings):
         "started again.",
     )
     poll_s: float = Field(
-        0.03, ge=0.001, le=5.0, description="Seconds between looks at an empty queue."
+        0.03,
+        ge=0.001,
+        le=5.0,
+        description="Seconds between looks at a queue that holds nothing for this worker; for "
+        "an empty one it waits in Redis.",
     )
     metrics_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz.")
     metrics_port: int = Field(
