@@ -86,6 +86,10 @@ class WorkerProcess:
         """None while it runs."""
         return self._process.poll()
 
+    def assert_alive(self) -> None:
+        """It has not ended; else its last words are the failure."""
+        assert self.exit_code is None, "the worker died: " + self.log.strip().rpartition("\n")[2]
+
     @property
     def is_ready(self) -> bool:
         """Whether it has said that its first engine is loaded."""
@@ -94,7 +98,7 @@ class WorkerProcess:
     def wait_ready(self) -> None:
         """Until it serves."""
         wait_until(lambda: self.is_ready or self.exit_code is not None, "the worker is ready")
-        assert self.exit_code is None, self.log
+        self.assert_alive()
 
     def wait_exit(self, timeout_s: float = 20.0) -> int:
         """Its exit code, when it has ended."""
@@ -151,3 +155,10 @@ class WorkerProcess:
         """The fields of /proc/PID/stat from the third on; the second may hold blanks."""
         text = Path(f"/proc/{self.pid}/stat").read_text()
         return text.rpartition(")")[2].split()
+
+
+def moved(worker: WorkerProcess, kind: str) -> int:
+    """Jobs that the worker says it moved so."""
+    return sum(
+        int(line.split()[2]) for line in worker.log.splitlines() if line.startswith(f"moved {kind}")
+    )
