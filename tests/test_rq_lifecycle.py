@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 
 from shoal.jobs import EXPIRIES_KEY
 from shoal.wire import FUNCTION_NAME
+from shoal_worker.redis_watch import is_away
 from shoal_worker.rq_lifecycle import LEASES_KEY, MAX_WORKER_DEATHS, Lifecycle, refusal
 from shoal_worker.rq_outcomes import (
     Claimed,
@@ -192,7 +193,7 @@ def test_a_commit_leaves_the_same_keys_and_fields_as_rq_s_own_worker(
 
     ours = redis_content(connection)
     # Ours alone: a later question hears when the result went, a lost reply is given again.
-    del ours[EXPIRIES_KEY], ours["rq:shoal:answers:w1"]
+    del ours[EXPIRIES_KEY], ours["rq:shoal:answers:w1"], ours["rq:shoal:not-full"]
     only_while_working = {"rq:clean_registries:q", "rq:clean_groups"}
     assert ours.keys() == from_rq.keys() - only_while_working
     for key, content in ours.items():
@@ -565,6 +566,24 @@ def test_a_job_that_is_not_ours_any_more_leaves_nothing_of_us_behind(
     assert connection.smembers("rq:worker:w1:executions") == set()
     assert connection.zcard("rq:wip:q") == 0
     assert 0 < connection.ttl(cancelled.job.key) <= 86_400
+
+
+def test_a_full_redis_is_neither_claimed_from_nor_recovered_in(connection: redis.Redis) -> None:
+    q = queue(connection)
+    life = lifecycle(connection, ["q"])
+    held, waits = claim_one(connection, life), enqueue(q)
+    expire_leases(connection)
+    connection.config_set("maxmemory", 1)
+    try:
+        for attempt in (lambda: life.claim(room(1)), life.recover):
+            with pytest.raises(redis.RedisError) as caught:
+                attempt()
+            assert is_away(caught.value)
+    finally:
+        connection.config_set("maxmemory", 0)
+
+    assert q.job_ids == [waits.id]
+    assert held.job.get_status() == "started"
 
 
 def test_recovery_leaves_living_leases_alone(connection: redis.Redis) -> None:

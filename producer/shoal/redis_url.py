@@ -34,6 +34,7 @@ SCHEMES = ("redis", "rediss", "unix")
 VARIABLES = ("SHOAL_REDIS_URL", "REDIS_URL")
 HEALTH_CHECK_INTERVAL_S = 30
 BACKOFF_BASE_S = 0.05
+SOCKET_TIMEOUT_S = 5.0
 BACKOFF_CAP_S = 1.0
 
 # What redis-py takes from a URL and Shoal can live with. `decode_responses` or `retry` would change
@@ -135,7 +136,9 @@ def redis_errors(url: str) -> Iterator[None]:
         raise RedisUnavailable(f"Redis at {redacted(url)} does not answer: {error}") from None
 
 
-def connect(url: str, *, socket_timeout_s: float = 5.0, retries: int = 3) -> redis.Redis:
+def connect(
+    url: str, *, socket_timeout_s: float = SOCKET_TIMEOUT_S, retries: int = 3
+) -> redis.Redis:
     """A client of the Redis at `url`, which has answered a PING.
 
     Args:
@@ -167,7 +170,7 @@ def connect(url: str, *, socket_timeout_s: float = 5.0, retries: int = 3) -> red
 
 
 async def connect_async(
-    url: str, *, socket_timeout_s: float = 5.0, retries: int = 3
+    url: str, *, socket_timeout_s: float = SOCKET_TIMEOUT_S, retries: int = 3
 ) -> redis.asyncio.Redis:
     """The twin of `connect` for asyncio: same arguments, same errors."""
     _check(url)

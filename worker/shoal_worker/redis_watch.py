@@ -42,13 +42,20 @@ class RedisWatch:
 
     Args:
         emit: takes an event for each round trip.
+        max_retry_s: the longest wait between two attempts.
     """
 
-    def __init__(self, emit: Subscriber, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        emit: Subscriber,
+        max_retry_s: float = MAX_RETRY_S,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._emit = emit
+        self._max_retry_s = max_retry_s
         self._sleep = sleep
         self._away_since_s: float | None = None
-        self._retry_s = RETRY_S
+        self._retry_s = min(RETRY_S, max_retry_s)
 
     @property
     def is_away(self) -> bool:
@@ -67,14 +74,14 @@ class RedisWatch:
                 self._away_since_s = time.monotonic()
                 log.error("Redis fails; results are kept, nothing is claimed: %s", error)
             self._sleep(self._retry_s)
-            self._retry_s = min(self._retry_s * 2, MAX_RETRY_S)
+            self._retry_s = min(self._retry_s * 2, self._max_retry_s)
         else:
             if self._away_since_s is not None:
                 log.warning(
                     "Redis answers again after %.1f s", time.monotonic() - self._away_since_s
                 )
                 self._away_since_s = None
-                self._retry_s = RETRY_S
+                self._retry_s = min(RETRY_S, self._max_retry_s)
 
     @contextmanager
     def timed(self, command: str) -> Iterator[None]:

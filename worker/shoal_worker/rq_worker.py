@@ -18,7 +18,7 @@ import redis
 from rq.worker.base import WorkerStatus
 
 from shoal.jobs import stream_key
-from shoal.redis_url import connect
+from shoal.redis_url import SOCKET_TIMEOUT_S, connect
 from shoal.wire import FUNCTION_NAME
 from shoal_worker.dispatcher import Dispatcher
 from shoal_worker.engine_link import EngineLink
@@ -33,7 +33,7 @@ from shoal_worker.events import (
 from shoal_worker.held_jobs import HeldJobs
 from shoal_worker.messages import FromEngine, JobDone, JobRefused, Observed, Ready, TextDelta
 from shoal_worker.queue_bell import QueueBell
-from shoal_worker.redis_watch import RedisWatch, is_away
+from shoal_worker.redis_watch import MAX_RETRY_S, RedisWatch, is_away
 from shoal_worker.rq_lifecycle import Lifecycle, refusal
 from shoal_worker.rq_outcomes import (
     Failed,
@@ -86,7 +86,8 @@ class Worker:
         self._bell = QueueBell(connect(redis_url, retries=0), keys, settings.poll_s)
         self._throughput = Throughput()
         self._subscribers: tuple[Subscriber, ...] = (self._throughput, *subscribers)
-        self._watch = RedisWatch(self._emit)
+        # Back well within the lease that others wait before they take what is overdue.
+        self._watch = RedisWatch(self._emit, min(MAX_RETRY_S, settings.lease_s / 4))
         self._engine = EngineLink(
             start_engine or (lambda: EngineProcess(settings.engine, settings.log_level)),
             hang_s=settings.hang_timeout_s,
@@ -100,6 +101,8 @@ class Worker:
         self._look_every = Every(min(settings.lease_s / 3, CANCELLATIONS_S))
         self._recover_every = Every(min(settings.lease_s / 3, RECOVER_S))
         self._recover_after_s = float("-inf")
+        # After an absence of Redis: others may still wait for a reply that never comes.
+        self._grace_s = settings.lease_s + SOCKET_TIMEOUT_S
         self._state: EngineState | None = None
         self._burst_is_over = False
         self._gave_back = False
@@ -136,7 +139,7 @@ class Worker:
             closing(self._bell),
         ):
             # Redis has just come back, perhaps: holders of leases go first.
-            self._recover_after_s = time.monotonic() + max(0.0, self._settings.lease_s - uptime_s)
+            self._recover_after_s = time.monotonic() + self._grace_s - uptime_s
             try:
                 self._engine.start()
                 while not self._is_over():
@@ -155,10 +158,10 @@ class Worker:
         """Once around: news from the engine, leases, results out, commands, new jobs in."""
         self._begin_drain_if_asked()
         self._receive()
-        was_away = self._watch.is_away
-        if was_away:
+        if self._watch.is_away:
             self._look_every.reset()
             self._renew_every.reset()
+            self._recover_after_s = time.monotonic() + self._grace_s
         with self._watch.answering():
             self._renew()  # First, also after an absence: whose lease has run out is still holder.
             self._commit()
@@ -169,8 +172,6 @@ class Worker:
             self._claim()
             self._run_next_group()
             self._look_for_the_end()
-        if was_away and not self._watch.is_away:
-            self._recover_after_s = time.monotonic() + self._settings.lease_s
 
     def _is_over(self) -> bool:
         if self._signals >= 2:

@@ -101,6 +101,8 @@ local function take_from(queue, is_first)
   num_skipped = num_skipped + #skipped
 end
 
+-- A full Redis refuses a script only before its first write, and LPOP it allows. This it refuses.
+redis.call('SET', prefix .. ':shoal:not-full', 1, 'EX', 3600)
 if is_repeated then take_again() end
 if #claimed == 0 then
   for q = 2, #KEYS do take_from(KEYS[q], q == 2) end

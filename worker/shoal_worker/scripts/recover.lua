@@ -11,6 +11,9 @@ local run_alone_after, forgotten_after_s = 2, 3600
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local moved, waiting = {}, {}
+-- A full Redis refuses a script only before its first write, and ZREM it allows. This it refuses:
+-- while holders cannot renew their leases, nobody may take what is overdue.
+redis.call('SET', prefix .. ':shoal:not-full', 1, 'EX', 3600)
 
 local function count_death(key)
   local fields = redis.call('HMGET', key, 'shoal_deaths', 'shoal_died_at', 'shoal_exposed')
