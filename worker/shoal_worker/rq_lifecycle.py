@@ -206,7 +206,13 @@ class Lifecycle:
         num_bytes = 0
         for outcome in outcomes[:MAX_JOBS_PER_COMMIT]:
             entry = self._entry(outcome)
-            num_bytes += _num_bytes([tuple(entry)])
+            size = _num_bytes(entry)
+            if isinstance(outcome, Succeeded) and size > MAX_RESULT_BYTES:
+                reason = f"its result takes {size} bytes; a result may have {MAX_RESULT_BYTES}"
+                log.error("job %s is failed: %s", outcome.claimed.id, reason)
+                entry = self._entry(Failed(outcome.claimed, reason))
+                size = _num_bytes(entry)
+            num_bytes += size
             if chunk and num_bytes > MAX_COMMIT_BYTES:
                 break
             chunk.append(outcome)
@@ -227,10 +233,6 @@ class Lifecycle:
             # As in RQ, what it cannot finish has failed: be it that the group of a job whose result
             # is not kept is gone. Others end in the same call.
             return self._failed_entry(claimed, f"RQ cannot finish it: {type(error).__name__}")
-        if isinstance(outcome, Succeeded) and _num_bytes(commands) > MAX_RESULT_BYTES:
-            size = _num_bytes(commands)
-            reason = f"its result takes {size} bytes; a result may have {MAX_RESULT_BYTES}"
-            return self._failed_entry(claimed, reason)
         kept_s = claimed.job.get_result_ttl(0) if isinstance(outcome, Succeeded) else 0
         return _words(claimed, "end", commands, kept_s)
 
@@ -346,8 +348,9 @@ def _flat(commands: Iterable[Command]) -> list[Any]:
     return [word for command in commands for word in (len(command), *command)]
 
 
-def _num_bytes(commands: Iterable[Command]) -> int:
-    return sum(len(word) for one in commands for word in one if isinstance(word, str | bytes))
+def _num_bytes(words: Iterable[Any]) -> int:
+    # A few bytes at the most for each number; a character may take more than one.
+    return sum([len(word) for word in words if type(word) in (str, bytes)])
 
 
 def _number(text: bytes | None) -> int:
