@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from shoal_worker.engine.probe import probe
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_loads_with_what_the_worker_needs_to_know(kind: Kind, tmp_path: Path) -> None:
-    loaded = load_model(str(make_tiny_model_folder(tmp_path / f"my-{kind}", kind)))
+    loaded = load_model(str(make_tiny_model_folder(tmp_path / f"my-{kind}", kind)), device="cpu")
 
     assert loaded.name == f"my-{kind}"
     assert (loaded.device, loaded.dtype) == (torch.device("cpu"), torch.float32)
@@ -68,21 +69,22 @@ def fingerprints(*models: LoadedModel) -> int:
 def test_the_fingerprint_follows_contents_and_settings_but_not_the_path(
     tiny_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load_model(str(tiny_folder))
+    loaded_on_cpu = partial(load_model, device="cpu")
+    first = loaded_on_cpu(str(tiny_folder))
     (folder / "README.json").write_text("{}")
-    assert fingerprints(first, load_model(str(folder))) == 1
+    assert fingerprints(first, loaded_on_cpu(str(folder))) == 1
 
-    other_dtype = load_model(str(tiny_folder), dtype="bfloat16")
+    other_dtype = loaded_on_cpu(str(tiny_folder), dtype="bfloat16")
     torch.set_float32_matmul_precision("high")
-    other_precision = load_model(str(tiny_folder))
+    other_precision = loaded_on_cpu(str(tiny_folder))
     torch.set_float32_matmul_precision("highest")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    other_threads = load_model(str(tiny_folder))
+    other_threads = loaded_on_cpu(str(tiny_folder))
     monkeypatch.undo()
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_epsilon": 1e-4}))
-    other_config = load_model(str(folder))
-    other_weights = load_model(str(make_tiny_model_folder(folder / "other", seed=1)))
+    other_config = loaded_on_cpu(str(folder))
+    other_weights = loaded_on_cpu(str(make_tiny_model_folder(folder / "other", seed=1)))
 
     changed = (other_dtype, other_precision, other_threads, other_config, other_weights)
     assert fingerprints(first, *changed) == 6

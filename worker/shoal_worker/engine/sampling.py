@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from shoal_worker.engine.params import RowParams
 from shoal_worker.engine.random import gumbel, row_keys
 
 # Probabilities as integers of this size: their sum over a vocabulary stays within 63 bits.
 _WEIGHT_ONE = 2.0**40
+# Logits whose addresses are a multiple of 64 bytes apart.
+_ALIGNED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +207,14 @@ def log_probabilities(
     Returns:
         The chosen tokens', `[rows]`; the likeliest tokens' and their ids, `[rows, num_top]` each.
     """
-    logs = logits.log_softmax(dim=-1)
+    logs = _log_softmax(logits)
     chosen = logs.gather(1, tokens[:, None])[:, 0]
     _, ids = in_order(logits, num_top)
     return chosen, logs.gather(1, ids), ids
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Of rows that all begin at an aligned address, since CUDA sums in another order elsewhere."""
+    vocab_size = logits.shape[1]
+    padded = pad(logits, (0, -vocab_size % _ALIGNED), value=-torch.inf)
+    return padded.log_softmax(dim=-1)[:, :vocab_size]
