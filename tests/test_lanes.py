@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from shoal.wire import SamplingParams, ServiceClass
 from shoal_worker.lanes import (
+    BUCKET_ROWS,
     BUCKET_TOKENS,
-    MAX_BUCKET_ROWS,
     Bucket,
     LaneSpec,
     LaneTable,
@@ -51,8 +51,14 @@ def test_buckets_double_from_the_shortest_up_to_the_lane(spec: LaneSpec) -> None
 @given(SPECS)
 def test_buckets_have_rows_for_slots_and_bounded_work(spec: LaneSpec) -> None:
     for bucket in spec.buckets():
-        assert 1 <= bucket.rows <= min(spec.slots, MAX_BUCKET_ROWS)
+        assert 1 <= bucket.rows <= min(spec.slots, BUCKET_ROWS)
         assert bucket.rows == 1 or bucket.rows * bucket.length <= BUCKET_TOKENS
+
+
+def test_a_large_lane_prefills_an_eighth_of_its_slots_at_once() -> None:
+    buckets = LaneSpec("bulk", 1024, 256).buckets()
+
+    assert buckets == (Bucket(128, 32), Bucket(128, 64), Bucket(128, 128), Bucket(64, 256))
 
 
 @settings(deadline=None)

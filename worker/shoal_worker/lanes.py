@@ -17,8 +17,10 @@ from shoal.wire import ServiceClass
 from shoal_worker.sequence import Sequence
 
 MIN_BUCKET_TOKENS = 32
-MAX_BUCKET_ROWS = 16
+# A small lane's; a large one prefills an eighth of its slots at once, as the scheduler waits for.
+BUCKET_ROWS = 16
 BUCKET_TOKENS = 2048
+SLOTS_PER_BUCKET_ROW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,9 @@ def _buckets(slots: int, kv_len: int) -> tuple[Bucket, ...]:
         lengths.append(length)
         length *= 2
     lengths.append(kv_len)
-    max_rows = min(slots, MAX_BUCKET_ROWS)
-    return tuple(
-        Bucket(max(1, min(max_rows, BUCKET_TOKENS // length)), length) for length in lengths
-    )
+    rows = min(slots, max(BUCKET_ROWS, slots // SLOTS_PER_BUCKET_ROW))
+    tokens = max(BUCKET_TOKENS, rows * BUCKET_TOKENS // BUCKET_ROWS)
+    return tuple(Bucket(max(1, min(rows, tokens // length)), length) for length in lengths)
 
 
 class LaneTable:
