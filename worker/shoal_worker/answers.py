@@ -54,6 +54,11 @@ class OpenJob:
 
     message: Submit
     requests: dict[int, OpenRequest]
+    # Backwards, without those at the end that have their result: nobody counts all of them again.
+    _open: list[OpenRequest] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._open = list(self.requests.values())[::-1]
 
     @classmethod
     def of(cls, message: Submit, job: GenerationJob, now_s: float) -> OpenJob:
@@ -68,10 +73,12 @@ class OpenJob:
 
     def done(self) -> JobDone | None:
         """The job's answer, once every request has its result."""
+        while self._open and self._open[-1].result is not None:
+            self._open.pop()
+        if self._open:
+            return None
         results = [request.result for request in self.requests.values()]
         done = [result for result in results if result is not None]
-        if len(done) < len(results):
-            return None
         result = JobResult(results=done).model_dump(mode="json")
         return JobDone(self.message.job_id, result, self.message.indexes)
 

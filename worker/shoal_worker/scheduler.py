@@ -144,11 +144,9 @@ class Scheduler:
             The sequences that ended in this step.
         """
         for row, row_tokens in zip(step.rows, tokens, strict=True):
-            if row.sequence.first_token_s is None:
+            if row_tokens and row.sequence.first_token_s is None:
                 row.sequence.first_token_s = now_s
-            for token in row_tokens:
-                if not row.sequence.is_finished:
-                    row.sequence.append(token)
+            row.sequence.extend(row_tokens)
         ended = [row.sequence for row in step.rows if row.sequence.is_finished]
         for sequence in ended:
             self._release(sequence, now_s)

@@ -84,14 +84,24 @@ class Sequence:
     def append(self, token: SampledToken) -> None:
         """Take one more token and end if it is a stop token or the last one allowed."""
         assert not self.is_finished, "a finished sequence takes no more tokens"
-        self.output_token_ids.append(token.token_id)
-        if token.logprobs is not None:
-            self.output_logprobs.append(token.logprobs)
-        num_tokens = len(self.output_token_ids)
-        if token.token_id in self.stop_token_ids and num_tokens > self.sampling.min_tokens:
-            self.finish_reason = "stop"
-        elif num_tokens >= self.sampling.max_tokens:
-            self.finish_reason = "length"
+        self.extend([token])
+
+    def extend(self, tokens: list[SampledToken]) -> None:
+        """Take more tokens up to its end, and none behind it."""
+        # Every token that is generated comes through here: no look-up is made twice.
+        token_ids, sampling = self.output_token_ids, self.sampling
+        num_tokens = len(token_ids)
+        for token in tokens:
+            if self.finish_reason is not None:
+                return
+            token_ids.append(token.token_id)
+            num_tokens += 1
+            if token.logprobs is not None:
+                self.output_logprobs.append(token.logprobs)
+            if token.token_id in self.stop_token_ids and num_tokens > sampling.min_tokens:
+                self.finish_reason = "stop"
+            elif num_tokens >= sampling.max_tokens:
+                self.finish_reason = "length"
 
     def truncate(self, num_tokens: int) -> None:
         """Drop the tokens past these: they were made before a stop string was seen."""
