@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from shoal.errors import ModelError
-from shoal_worker.engine.attention import ATTENTION_NAME, attend, live_positions, no_mask, register
+from shoal_worker.engine.attention import ATTENTION_NAME, Live, attend, live_mask, no_mask, register
 from shoal_worker.engine.cache import LaneCache, LayerShape, PromptWrite, TokenWrite
 from shoal_worker.engine.probe import probe
 
@@ -53,12 +53,14 @@ def test_two_models_of_one_configuration_keep_their_own_attention() -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_a_slot_reads_its_live_positions_and_no_others(kv_heads: int) -> None:
+def test_a_slot_reads_its_live_mask_and_no_others(kv_heads: int) -> None:
     query = random_states(3, 4, 1, 8)
     keys, values = random_states(3, kv_heads, 10, 8), random_states(3, kv_heads, 10, 8) * 2
     positions = torch.tensor([0, 4, 9])
 
-    output, _ = attend(nn.Module(), query, keys, values, None, live=live_positions(positions, 10))
+    output, _ = attend(
+        nn.Module(), query, keys, values, None, live=Live(positions, live_mask(positions, 10))
+    )
 
     for slot, position in enumerate(positions.tolist()):
         for head in range(4):

@@ -71,7 +71,7 @@ def test_the_slot_and_the_order_of_arrival_change_no_bit() -> None:
 
 def poison_slot(engine: Engine, slot: int, stop: int = LANE.kv_len) -> None:
     """Fill a slot's keys and values with NaN up to a position."""
-    cache = engine._lanes[LANE.name].cache
+    cache = engine.lanes[LANE.name].cache
     with torch.inference_mode():
         for tensor in (*cache.keys, *cache.values):
             tensor[slot, :, :stop] = torch.nan

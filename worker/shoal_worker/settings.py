@@ -73,6 +73,31 @@ class EngineSettings(BaseModel):
         True, description="Let cuDNN choose kernels by timing; shapes repeat, so it chooses once."
     )
     warm_up: bool = Field(True, description="Run every shape once before serving.")
+    cuda_graphs: bool = Field(
+        True, description="On a GPU: launch a step's kernels as one; changes no result."
+    )
+    kernels: bool = Field(
+        True,
+        description="On a GPU with Triton: our own kernels for attention and for drawing tokens; "
+        "changes the last bits of results.",
+    )
+    compile: bool = Field(
+        False,
+        description="Let torch.compile fuse the decode step: faster steps, a longer start; "
+        "changes the last bits of results.",
+    )
+    decode_steps: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Tokens of each sequence between two looks at the results; 4 on a GPU and 1 "
+        "on a CPU where not given. Changes no result.",
+    )
+    run_ahead: bool = Field(
+        True,
+        description="On a GPU: launch the next steps before the last ones are read; "
+        "changes no result.",
+    )
 
 
 class WorkerSettings(EngineSettings):

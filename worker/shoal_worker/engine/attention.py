@@ -7,7 +7,7 @@ decodes. Knows no lane, no slot and no request; the cache has written keys and v
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,18 @@ ATTENTION_NAME = "shoal"
 _NEUTRAL_ARGUMENTS = frozenset(
     {"cache_position", "is_causal", "position_ids", "return_dict", "use_cache"}
 )
+
+
+class Live(NamedTuple):
+    """What a decode step reads of every slot: from its first position to the one it is at.
+
+    Attributes:
+        positions: `[slots]`, where each slot is.
+        mask: `[slots, kv_len]`, the same as a mask; None where our own kernel reads.
+    """
+
+    positions: Tensor
+    mask: Tensor | None
 
 
 def register() -> None:
@@ -50,7 +62,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    live: Tensor | None = None,
+    live: Live | None = None,
     calls: list[int] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -65,7 +77,7 @@ def attend(
         attention_mask: always None, see `no_mask`.
         scaling: of the scores; by default that of the head's size.
         dropout: always 0.
-        live: `[slots, kv_len]`, true where a slot may read; None for prompts.
+        live: what each slot may read; None for prompts.
         calls: a list to append to, when somebody checks that the model comes through here.
         others: what else the model passes; refused unless it changes nothing.
 
@@ -77,8 +89,10 @@ def attend(
     _refuse_unknown(module, attention_mask, dropout, others)
     if live is None:
         output = _attend_prompt(query, key, value, scaling)
+    elif live.mask is not None:
+        output = _attend_masked(query, key, value, scaling, live.mask)
     else:
-        output = _attend_live(query, key, value, scaling, live)
+        output = _attend_live(query, key, value, scaling, live.positions)
     return output.transpose(1, 2), None
 
 
@@ -94,14 +108,22 @@ def _attend_prompt(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
 
 
 def _attend_live(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, live: Tensor
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, positions: Tensor
+) -> Tensor:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output: Tensor = torch.ops.shoal.attend_live(query[:, :, 0], key, value, positions, scale)
+    return output[:, :, None]
+
+
+def _attend_masked(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Tensor
 ) -> Tensor:
     slots, num_heads, length, head_dim = query.shape
     assert length == 1, "a decode step has one token a row"
     # The query heads that share a key head stand in the query's length: nothing is repeated.
     grouped = query.reshape(slots, key.shape[1], num_heads // key.shape[1], head_dim)
     output = scaled_dot_product_attention(
-        grouped, key, value, attn_mask=live[:, None, None, :], scale=scaling
+        grouped, key, value, attn_mask=mask[:, None, None, :], scale=scaling
     )
     return output.reshape(slots, num_heads, 1, value.shape[-1])
 
@@ -122,7 +144,7 @@ def _refuse_unknown(
             raise ModelError(f"its attention takes {name!r}, which Shoal's does not know")
 
 
-def live_positions(positions: Tensor, kv_len: int) -> Tensor:
+def live_mask(positions: Tensor, kv_len: int) -> Tensor:
     """Where each slot may read: from its first position to the one it is at.
 
     Args:

@@ -96,21 +96,20 @@ class LaneCache(Cache):
             The prompt's own for a prefill, all of the lane's for a decode step.
         """
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        match self.write:
-            case PromptWrite() as write:
-                # Zeroed here too: a weight of zero does not cancel a NaN behind the prompt's end.
-                key_states = key_states.masked_fill(write.padding, 0)
-                value_states = value_states.masked_fill(write.padding, 0)
-                length = write.padding.shape[2]
-                keys[:, :, :length].index_copy_(0, write.slots, key_states[write.source])
-                values[:, :, :length].index_copy_(0, write.slots, value_states[write.source])
-                return key_states, value_states
-            case TokenWrite(positions):
-                keys[self._all_slots, :, positions] = key_states[:, :, 0]
-                values[self._all_slots, :, positions] = value_states[:, :, 0]
-                return keys, values
-            case None:
-                raise AssertionError("a forward pass says first where it writes")
+        # Not a match statement, which the compiler of the decode step does not know.
+        write = self.write
+        if isinstance(write, TokenWrite):
+            keys[self._all_slots, :, write.positions] = key_states[:, :, 0]
+            values[self._all_slots, :, write.positions] = value_states[:, :, 0]
+            return keys, values
+        assert write is not None, "a forward pass says first where it writes"
+        # Zeroed here too: a weight of zero does not cancel a NaN behind the prompt's end.
+        key_states = key_states.masked_fill(write.padding, 0)
+        value_states = value_states.masked_fill(write.padding, 0)
+        length = write.padding.shape[2]
+        keys[:, :, :length].index_copy_(0, write.slots, key_states[write.source])
+        values[:, :, :length].index_copy_(0, write.slots, value_states[write.source])
+        return key_states, value_states
 
     def clear(self, slots: Tensor, start: int, stop: int) -> None:
         """Zero positions `start` to `stop` of some slots."""

@@ -13,11 +13,15 @@ import torch
 
 from shoal.errors import ModelError
 from shoal.wire import MAX_LOGPROBS, SamplingParams
+from shoal_worker.engine.activation import fuse_activations
 from shoal_worker.engine.fingerprint import fingerprint_of
 from shoal_worker.engine.lane import Lane
 from shoal_worker.engine.memory import available_bytes, readable
 from shoal_worker.engine.model import LoadedModel
+from shoal_worker.engine.options import EngineOptions
+from shoal_worker.engine.output_layer import pad_output_layer
 from shoal_worker.engine.probe import probe
+from shoal_worker.engine.runtime import Runtime
 from shoal_worker.lanes import Bucket, LaneSpec, LaneTable
 from shoal_worker.sequence import SampledToken, Sequence, SequenceKey
 
@@ -33,40 +37,61 @@ class Engine:
     Args:
         loaded: the model.
         table: the lanes; all of their memory is taken at once.
+        options: how steps are run; by default as was measured to be best on the device.
 
     Raises:
         ModelError: the lanes do not fit the memory, or the model cannot run on slots.
     """
 
-    def __init__(self, loaded: LoadedModel, table: LaneTable) -> None:
+    def __init__(
+        self, loaded: LoadedModel, table: LaneTable, options: EngineOptions | None = None
+    ) -> None:
         self.loaded = loaded
         self.table = table
-        self._lanes = _allocated(loaded, table)
+        self.choices = (options or EngineOptions()).on(loaded.device)
+        pad_output_layer(loaded.model)
+        fuse_activations(loaded.model)
+        runtime = Runtime(self.choices, loaded.device, loaded.vocab_size)
+        self.lanes = _allocated(loaded, table, runtime)
 
     @property
     def fingerprint(self) -> str:
         """Names everything that decides a token: the loaded model's and the lanes."""
         lanes = ",".join(spec.name for spec in self.table.lanes)
-        return fingerprint_of({"model": self.loaded.fingerprint, "lanes": lanes})
+        deciding = self.choices.deciding()
+        return fingerprint_of({"model": self.loaded.fingerprint, "lanes": lanes, **deciding})
 
     @torch.inference_mode()
     def prefill(self, step: Prefill) -> list[list[SampledToken]]:
-        """Read the rows' prompts into their slots: one first token for each row, in order."""
+        """Read the rows' prompts into their slots.
+
+        Returns:
+            Each row's first token, in order; none where `decode` brings it with the next ones.
+        """
         slots, sequences = _unzipped(step)
-        drawn = self._lanes[step.lane.name].prefill(step.bucket, slots, sequences)
-        return [[token] for token in drawn.to_host()]
+        lane = self.lanes[step.lane.name]
+        lane.prefill(step.bucket, slots, sequences)
+        if self.choices.run_ahead:
+            return [[] for _ in sequences]
+        return lane.read(sequences, num_left=0)
 
     @torch.inference_mode()
     def decode(self, step: Decode) -> list[list[SampledToken]]:
-        """One more token for each of the rows, in order."""
+        """Launch the rows' next tokens.
+
+        Returns:
+            New tokens of each row, in order. When running ahead, those that were launched before,
+            so that the device works while they are looked at: a row may then have none.
+        """
         slots, sequences = _unzipped(step)
-        drawn = self._lanes[step.lane.name].decode(slots, sequences)
-        return [[token] for token in drawn.to_host()]
+        lane = self.lanes[step.lane.name]
+        launched = lane.decode(slots, sequences, self.choices.decode_steps)
+        return lane.read(sequences, num_left=int(launched and self.choices.run_ahead))
 
     @torch.inference_mode()
     def release(self, lane: LaneSpec, slot: int) -> None:
         """The slot is idle from now on; call it before another sequence enters."""
-        self._lanes[lane.name].release(slot)
+        self.lanes[lane.name].release(slot)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -74,8 +99,10 @@ class Engine:
 
         The rows are all alike, so we see on the way whether their places make a difference.
         """
-        for lane in self._lanes.values():
-            alike = {_warmed_up(lane, bucket) for bucket in lane.spec.buckets()}
+        for lane in self.lanes.values():
+            # Graphs are recorded the second time.
+            shapes = lane.spec.buckets() * (1 + self.choices.cuda_graphs)
+            alike = {_warmed_up(lane, bucket) for bucket in shapes}
             if False in alike:
                 log.warning(
                     "lane %s gives equal rows unequal results, so a result depends on its company; "
@@ -93,18 +120,17 @@ def _warmed_up(lane: Lane, bucket: Bucket) -> bool:
     # From the first slot to the last, since it is by place that threads share the rows.
     slots = [row * lane.spec.slots // bucket.rows for row in range(bucket.rows)]
     prompt = tuple(place % 2 for place in range(max(1, bucket.length // 2)))
-    sampling = SamplingParams(max_tokens=1, temperature=0.0, logprobs=MAX_LOGPROBS)
+    sampling = SamplingParams(max_tokens=2, temperature=0.0, logprobs=MAX_LOGPROBS)
     sequences = [Sequence(SequenceKey("warm-up", 0, 0), prompt, sampling, 0) for _ in slots]
-    tokens = lane.prefill(bucket, slots, sequences).to_host()
-    next_tokens = lane.decode(slots, sequences).to_host()
+    lane.prefill(bucket, slots, sequences)
+    lane.decode(slots, sequences, max_steps=1)
+    tokens = lane.read(sequences, num_left=0)
     for slot in slots:
         lane.release(slot)
-    return all(token == tokens[0] for token in tokens) and all(
-        token == next_tokens[0] for token in next_tokens
-    )
+    return all(row == tokens[0] for row in tokens)
 
 
-def _allocated(loaded: LoadedModel, table: LaneTable) -> dict[str, Lane]:
+def _allocated(loaded: LoadedModel, table: LaneTable, runtime: Runtime) -> dict[str, Lane]:
     shapes = probe(loaded.model)
     needed = sum(Lane.bytes_needed(spec, shapes, loaded.vocab_size) for spec in table.lanes)
     free = available_bytes(loaded.device)
@@ -114,7 +140,8 @@ def _allocated(loaded: LoadedModel, table: LaneTable) -> dict[str, Lane]:
         assert spec.kv_len <= loaded.max_positions, f"{spec.name} is longer than the model takes"
     try:
         return {
-            spec.name: Lane(loaded.model, spec, shapes, loaded.vocab_size) for spec in table.lanes
+            spec.name: Lane(loaded.model, spec, shapes, loaded.vocab_size, runtime)
+            for spec in table.lanes
         }
     # torch's own out-of-memory errors are RuntimeErrors; on a CPU there is no narrower one.
     except RuntimeError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shoal_worker.engine.attention import live_positions
+from shoal_worker.engine.attention import Live, live_mask
 from shoal_worker.engine.cache import LaneCache
 
 
@@ -44,7 +44,12 @@ def prompt_logits(
 
 
 def next_logits(
-    model: PreTrainedModel, tokens: Tensor, positions: Tensor, cache: LaneCache
+    model: PreTrainedModel,
+    tokens: Tensor,
+    positions: Tensor,
+    cache: LaneCache,
+    *,
+    masked: bool = True,
 ) -> Tensor:
     """Read one token in every slot and give the logits after it.
 
@@ -53,16 +58,18 @@ def next_logits(
         tokens: `[slots]`.
         positions: `[slots]`.
         cache: knows where keys and values go.
+        masked: attend under a mask; else by our own kernel, which reads live positions only.
 
     Returns:
         `[slots, vocab]`.
     """
+    live = Live(positions, live_mask(positions, cache.kv_len) if masked else None)
     output = model(
         input_ids=tokens[:, None],
         position_ids=positions[:, None],
         past_key_values=cache,
         use_cache=True,
-        live=live_positions(positions, cache.kv_len),
+        live=live,
     )
     logits: Tensor = output.logits
     return logits[:, 0]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from shoal.wire import SamplingParams
+from shoal_worker.engine.transfer import to_device
 from shoal_worker.sequence import Sequence
 
 
@@ -21,7 +23,7 @@ class RowParams:
 
     Attributes:
         temperature: float64, over 0 for all rows but greedy ones.
-        top_k: int64, the size of the vocabulary where it is unlimited.
+        top_k: int64, the size of the vocabulary where it is unlimited, 1 for greedy rows.
         top_p: float64.
         log_min_p: float64, the logarithm of min_p, so -inf for 0.
         seed: int64.
@@ -41,14 +43,14 @@ class RowParams:
         sampling = [sequence.sampling for sequence in sequences]
 
         def floats(values: Iterable[float]) -> Tensor:
-            return torch.tensor(list(values), dtype=torch.float64, device=device)
+            return to_device(list(values), torch.float64, device)
 
         def integers(values: Iterable[int]) -> Tensor:
-            return torch.tensor(list(values), dtype=torch.int64, device=device)
+            return to_device(list(values), torch.int64, device)
 
         return cls(
             temperature=floats(s.temperature or 1.0 for s in sampling),
-            top_k=integers(s.top_k if s.top_k > 0 else vocab_size for s in sampling),
+            top_k=integers(_top_k(s, vocab_size) for s in sampling),
             top_p=floats(s.top_p for s in sampling),
             log_min_p=floats(math.log(s.min_p) if s.min_p else -math.inf for s in sampling),
             seed=integers(sequence.seed for sequence in sequences),
@@ -77,3 +79,9 @@ class RowParams:
         """Write the parameters of some rows: `rows` is `[n]`, indices."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(params, field.name)
+
+
+def _top_k(sampling: SamplingParams, vocab_size: int) -> int:
+    if sampling.temperature == 0:
+        return 1
+    return sampling.top_k if sampling.top_k > 0 else vocab_size

@@ -17,6 +17,7 @@ from torch import Tensor
 from shoal.wire import SamplingParams
 from shoal_worker.engine.params import RowParams
 from shoal_worker.engine.sampling import Groups
+from shoal_worker.engine.transfer import ToHost, to_device
 from shoal_worker.sequence import SampledToken, Sequence, TokenLogprobs
 
 Kind = Literal["greedy", "free", "limited", "ordered"]
@@ -39,6 +40,12 @@ class Traits:
     bans: tuple[int, ...]
     min_tokens: int
     num_logprobs: int | None
+
+    def is_plain(self, max_top_k: int) -> bool:
+        """Whether it takes the likeliest token or draws of so many, and asks for nothing else."""
+        if self.penalised or self.bias or self.bans or self.num_logprobs is not None:
+            return False
+        return self.kind == "greedy" or (self.kind == "limited" and self.top_k <= max_top_k)
 
     @classmethod
     def of(cls, sequence: Sequence, vocab_size: int) -> Traits:
@@ -116,11 +123,11 @@ class Plan:
 def make_plan(slots: tuple[int, ...], traits: Row[Traits], params: RowParams) -> Plan:
     """The plan of rows in these slots, with `params` being those of all slots."""
     device = params.seed.device
-    index = torch.tensor(slots, device=device)
+    index = to_device(slots, torch.int64, device)
 
     def rows_where(matches: Callable[[Traits], bool]) -> Tensor | None:
         rows = [row for row, row_traits in enumerate(traits) if matches(row_traits)]
-        return torch.tensor(rows, device=device) if rows else None
+        return to_device(rows, torch.int64, device) if rows else None
 
     groups = Groups(
         greedy=rows_where(lambda t: t.kind == "greedy"),
@@ -147,9 +154,9 @@ def _bias(traits: Row[Traits], device: torch.device) -> Bias | None:
         return None
     rows, ids, values = zip(*entries, strict=True)
     return Bias(
-        torch.tensor(rows, device=device),
-        torch.tensor(ids, device=device),
-        torch.tensor(values, dtype=torch.float32, device=device),
+        to_device(rows, torch.int64, device),
+        to_device(ids, torch.int64, device),
+        to_device(values, torch.float32, device),
     )
 
 
@@ -159,9 +166,9 @@ def _bans(traits: Row[Traits], device: torch.device) -> Bans | None:
         return None
     rows, ids, until = zip(*entries, strict=True)
     return Bans(
-        torch.tensor(rows, device=device),
-        torch.tensor(ids, device=device),
-        torch.tensor(until, device=device),
+        to_device(rows, torch.int64, device),
+        to_device(ids, torch.int64, device),
+        to_device(until, torch.int64, device),
     )
 
 
@@ -182,17 +189,29 @@ class Drawn:
     def to_host(self) -> list[SampledToken]:
         """One token for each row, in order; waits for the device."""
         token_ids: list[int] = self.tokens.tolist()
-        reports = self._reports()
-        return [SampledToken(token_id, reports.get(row)) for row, token_id in enumerate(token_ids)]
+        reports = self.reports()
+        found = {} if reports is None else reports.get()
+        return [SampledToken(token_id, found.get(row)) for row, token_id in enumerate(token_ids)]
 
-    def _reports(self) -> dict[int, TokenLogprobs]:
-        if self.logprobs is None:
-            return {}
+    def reports(self) -> Reports | None:
+        """The log-probabilities on their way to the host, if any row reports them."""
+        return None if self.logprobs is None else Reports(self.plan, self.logprobs)
+
+
+class Reports:
+    """Log-probabilities of one step, on their way to the host."""
+
+    def __init__(self, plan: Plan, logprobs: tuple[Tensor, Tensor, Tensor]) -> None:
+        self._num_logprobs = plan.num_logprobs
+        self._tensors = [ToHost(tensor) for tensor in logprobs]
+
+    def get(self) -> dict[int, TokenLogprobs]:
+        """Those of each reporting row of the plan, by the row's place in it."""
         reports = {}
-        rows = [row for row, number in enumerate(self.plan.num_logprobs) if number is not None]
-        chosen, top, ids = (tensor.tolist() for tensor in self.logprobs)
+        rows = [row for row, number in enumerate(self._num_logprobs) if number is not None]
+        chosen, top, ids = (tensor.get().tolist() for tensor in self._tensors)
         for place, row in enumerate(rows):
-            number = self.plan.num_logprobs[row]
+            number = self._num_logprobs[row]
             pairs = zip(ids[place][:number], top[place][:number], strict=True)
             reports[row] = TokenLogprobs(chosen[place], tuple(pairs))
         return reports

@@ -13,6 +13,7 @@ from torch import Tensor
 from shoal_worker.engine.params import RowParams
 from shoal_worker.engine.plan import Drawn, Plan, Traits, make_plan, penalties_of
 from shoal_worker.engine.sampling import log_probabilities, penalise, sample
+from shoal_worker.engine.transfer import to_device
 from shoal_worker.sequence import Sequence
 
 
@@ -23,14 +24,18 @@ class SlotSampling:
         num_slots: rows of the lane.
         vocab_size: logits of a row.
         device: where the model runs.
+
+    Attributes:
+        params: of all slots.
+        num_generated: `[slots]`, tokens that each slot's sequence has drawn.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.device = device
-        self._params = RowParams.empty(num_slots, device)
+        self.params = RowParams.empty(num_slots, device)
         self._penalties = torch.zeros(num_slots, 3, device=device)
-        self._num_generated = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.num_generated = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._in_prompt = torch.zeros(num_slots, vocab_size, dtype=torch.bool, device=device)
         self._counts = torch.zeros(num_slots, vocab_size, dtype=torch.int32, device=device)
         self._traits: dict[int, Traits] = {}
@@ -43,11 +48,11 @@ class SlotSampling:
 
     def enter(self, slots: list[int], sequences: list[Sequence]) -> None:
         """Take over the parameters of sequences that begin in these slots."""
-        index = torch.tensor(slots, device=self.device)
-        self._params.put(index, RowParams.of(sequences, self.vocab_size, self.device))
+        index = to_device(slots, torch.int64, self.device)
+        self.params.put(index, RowParams.of(sequences, self.vocab_size, self.device))
         penalties = [penalties_of(sequence.sampling) for sequence in sequences]
-        self._penalties[index] = torch.tensor(penalties, device=self.device)
-        self._num_generated[index] = 0
+        self._penalties[index] = to_device(penalties, torch.float32, self.device)
+        self.num_generated[index] = 0
         for slot, sequence in zip(slots, sequences, strict=True):
             traits = Traits.of(sequence, self.vocab_size)
             self._traits[slot] = traits
@@ -60,11 +65,15 @@ class SlotSampling:
         self._traits.pop(slot, None)
         self._plan = None
 
+    def not_plain(self, slots: list[int], max_top_k: int) -> tuple[int, ...]:
+        """Those of the slots whose rows ask for more than a top-k of that size at most."""
+        return tuple(slot for slot in slots if not self._traits[slot].is_plain(max_top_k))
+
     def plan(self, slots: tuple[int, ...]) -> Plan:
         """How the rows in these slots draw; made anew only when they are not the last call's."""
         if self._plan is None or self._plan[0] != slots:
             traits = [self._traits[slot] for slot in slots]
-            self._plan = slots, make_plan(slots, traits, self._params)
+            self._plan = slots, make_plan(slots, traits, self.params)
         return self._plan[1]
 
     def draw(self, logits: Tensor, plan: Plan) -> Drawn:
@@ -76,7 +85,7 @@ class SlotSampling:
         """
         logits = logits.to(torch.float32)
         raw = None if plan.logprobs is None else logits[plan.logprobs]
-        num_generated = self._num_generated[plan.slots]
+        num_generated = self.num_generated[plan.slots]
         tokens = sample(
             self._adjusted(logits, plan, num_generated), plan.params, num_generated, plan.groups
         )
@@ -101,12 +110,12 @@ class SlotSampling:
         return logits
 
     def _count(self, tokens: Tensor, plan: Plan) -> None:
-        self._num_generated[plan.slots] += 1
+        self.num_generated[plan.slots] += 1
         if (rows := plan.penalised) is not None:
             self._counts[plan.slots[rows], tokens[rows]] += 1
 
     def _count_prompt(self, slot: int, sequence: Sequence) -> None:
-        prompt = torch.tensor(sequence.prompt_token_ids, device=self.device)
+        prompt = to_device(sequence.prompt_token_ids, torch.int64, self.device)
         self._in_prompt[slot] = False
         self._in_prompt[slot, prompt] = True
         self._counts[slot] = 0

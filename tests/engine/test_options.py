@@ -1,0 +1,32 @@
+"""What a user leaves open follows from the device; what cannot be done there is not done."""
+
+from __future__ import annotations
+
+import torch
+
+from shoal_worker.engine.options import Choices, EngineOptions
+
+CPU = torch.device("cpu")
+
+
+def test_a_cpu_makes_one_step_at_a_time_and_reads_it_at_once() -> None:
+    assert EngineOptions().on(CPU) == Choices(
+        cuda_graphs=False, compile=False, kernels=False, decode_steps=1, run_ahead=False
+    )
+
+
+def test_what_only_a_gpu_can_do_is_not_done_on_a_cpu() -> None:
+    asked = EngineOptions(cuda_graphs=True, kernels=True, run_ahead=True)
+
+    assert asked.on(CPU) == EngineOptions().on(CPU)
+
+
+def test_the_number_of_steps_is_the_user_s() -> None:
+    assert EngineOptions(decode_steps=3).on(CPU).decode_steps == 3
+
+
+def test_only_what_changes_bits_is_named_for_the_fingerprint() -> None:
+    plain = EngineOptions().on(CPU).deciding()
+
+    assert EngineOptions(decode_steps=7).on(CPU).deciding() == plain
+    assert EngineOptions(compile=True).on(CPU).deciding() != plain

@@ -1,0 +1,70 @@
+"""Where each slot of a lane stands, on the device, so that a step reads nothing back for the next.
+
+Owns the newest token of each slot, its position and its last one. Knows no sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shoal_worker.engine.transfer import to_device
+
+
+class Cursors:
+    """Tensors of `[slots]` that stay where they are.
+
+    Attributes:
+        tokens: what each slot reads next.
+        positions: where it reads it; 0 in idle slots.
+        limits: the last position that its sequence has; steps past its end stay there.
+        drawn_inside: 1 where a step that runs now draws and advances by itself, else 0.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self._device = device
+        self._num_slots = num_slots
+        self.tokens, self.positions, self.limits, self.drawn_inside = (
+            torch.zeros(num_slots, dtype=torch.int64, device=device) for _ in range(4)
+        )
+        self._idle: set[int] = set()
+        self._inside: frozenset[int] = frozenset()
+
+    def enter(self, slots: Tensor, positions: Tensor, limits: Tensor, tokens: Tensor) -> None:
+        """Place sequences whose prompts have been read; a slot may be named twice, alike."""
+        self.positions[slots] = positions
+        self.limits[slots] = limits
+        self.tokens[slots] = tokens
+
+    def occupy(self, slots: list[int]) -> None:
+        """Sequences are about to enter these slots."""
+        self._idle.difference_update(slots)
+
+    def leave(self, slot: int) -> None:
+        """The slot is idle from the next step on."""
+        self._idle.add(slot)
+
+    def choose(self, inside: frozenset[int]) -> None:
+        """Name the slots that advance within the steps that follow; sends idle ones to 0."""
+        if inside == self._inside and not self._idle:
+            return
+        masks = [
+            [int(slot in inside) for slot in range(self._num_slots)],
+            [int(slot not in self._idle) for slot in range(self._num_slots)],
+        ]
+        chosen, occupied = to_device(masks, torch.int64, self._device)
+        self.drawn_inside.copy_(chosen)
+        self.positions.mul_(occupied)
+        self._inside = inside
+        self._idle.clear()
+
+    def advance_inside(self, drawn: Tensor) -> None:
+        """Move the slots that advance within a step: `drawn` is `[slots]`."""
+        self.tokens.copy_(torch.where(self.drawn_inside.bool(), drawn, self.tokens))
+        self.positions.add_(self.drawn_inside)
+        torch.minimum(self.positions, self.limits, out=self.positions)
+
+    def advance(self, slots: Tensor, drawn: Tensor) -> None:
+        """Move some slots: `slots` and `drawn` are `[rows]`."""
+        self.tokens[slots] = drawn
+        self.positions[slots] = torch.minimum(self.positions[slots] + 1, self.limits[slots])

@@ -1,0 +1,57 @@
+"""How the engine runs what it runs: what a user may switch off, and what each device can do."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+CUDA_DECODE_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Ways of running a step. None leaves the choice to what was measured on that kind of device.
+
+    Attributes:
+        cuda_graphs: record each shape's kernels once and launch them as one.
+        compile: let torch.compile fuse the decode step.
+        kernels: our own kernels for decode attention and for drawing tokens.
+        decode_steps: decode steps launched together.
+        run_ahead: launch the next steps before the last ones are read.
+    """
+
+    cuda_graphs: bool | None = None
+    compile: bool | None = None
+    kernels: bool | None = None
+    decode_steps: int | None = None
+    run_ahead: bool | None = None
+
+    def on(self, device: torch.device) -> Choices:
+        """What is done on this device."""
+        on_gpu = device.type == "cuda"
+        has_triton = on_gpu and importlib.util.find_spec("triton") is not None
+        steps = CUDA_DECODE_STEPS if on_gpu else 1
+        return Choices(
+            cuda_graphs=on_gpu and self.cuda_graphs is not False,
+            compile=bool(self.compile),
+            kernels=has_triton and self.kernels is not False,
+            decode_steps=steps if self.decode_steps is None else self.decode_steps,
+            run_ahead=on_gpu and self.run_ahead is not False,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """`EngineOptions` as they are on one device."""
+
+    cuda_graphs: bool
+    compile: bool
+    kernels: bool
+    decode_steps: int
+    run_ahead: bool
+
+    def deciding(self) -> dict[str, str]:
+        """Those that can change a token's bits, for the fingerprint."""
+        return {"compile": str(self.compile), "kernels": str(self.kernels)}
