@@ -1,0 +1,64 @@
+"""Models of known shapes with random weights: speed depends on shapes, not on what was learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
+
+from shoal_worker.engine import LoadedModel, attention
+from shoal_worker.engine.reproducible import pin_arithmetic
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2-small": {"n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+}
+_DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+
+
+def random_model(shape: str, device: str, dtype: torch.dtype | None = None) -> LoadedModel:
+    """A model of one of the `SHAPES`; equal calls give equal weights.
+
+    Args:
+        shape: its name.
+        device: cpu or cuda.
+        dtype: of the weights; bfloat16 on a GPU and float32 on a CPU where not given.
+    """
+    pin_arithmetic()
+    attention.register()
+    config = GPT2Config(**SHAPES[shape])
+    chosen = _DTYPES[device] if dtype is None else dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention.ATTENTION_NAME
+        )
+    assert isinstance(model, PreTrainedModel)
+    model.eval()
+    model.requires_grad_(requires_grad=False)
+    model.config.pad_token_id = None
+    nn.Module.to(model, device, chosen)
+    return LoadedModel(
+        model=model,
+        tokenizer=_tokenizer(config.vocab_size),
+        name=shape,
+        device=model.device,
+        dtype=chosen,
+        max_positions=config.n_positions,
+        vocab_size=config.vocab_size,
+        eos_token_ids=frozenset({config.vocab_size - 1}),
+        fingerprint="0" * 24,
+    )
+
+
+def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """One word for each token id."""
+    first = "w0"
+    words = {f"w{token_id}": token_id for token_id in range(vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=first))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
