@@ -144,6 +144,18 @@ def test_a_table_counts_the_slots_of_all_lanes() -> None:
     assert default_table(1024).num_slots == 8 + 32 + 32
 
 
+@pytest.mark.parametrize(
+    ("bytes_per_token", "slots"),
+    [(36 * 1024, [512, 128]), (128 * 1024, [256, 64]), (2 * 1024**2, [32, 32]), (1, [512, 512])],
+)
+def test_the_default_lanes_of_a_gpu_follow_from_the_model_s_cache(
+    bytes_per_token: int, slots: list[int]
+) -> None:
+    table = default_table(1024, gpu_bytes_per_token=bytes_per_token)
+
+    assert [lane.slots for lane in table.lanes if lane.service_class == "bulk"] == slots
+
+
 def test_a_table_without_lanes_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one lane"):
         LaneTable([])

@@ -202,6 +202,7 @@ def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
     # Imported here: the parent imports this module too, and must not load torch.
     from shoal_worker.engine import Engine, load_model
     from shoal_worker.engine.options import EngineOptions
+    from shoal_worker.engine.probe import probe
     from shoal_worker.engine.switches import apply_switches
     from shoal_worker.engine.tokenizer import DirectTokenizer
 
@@ -212,7 +213,9 @@ def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
         cudnn_benchmark=settings.cudnn_benchmark,
     )
     loaded = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    table = lane_table(settings, loaded.max_positions)
+    on_gpu = loaded.device.type == "cuda"
+    cache_bytes = sum(shape.bytes_per_token for shape in probe(loaded.model)) if on_gpu else None
+    table = lane_table(settings, loaded.max_positions, cache_bytes)
     options = EngineOptions(
         cuda_graphs=settings.cuda_graphs,
         compile=settings.compile,
@@ -246,13 +249,16 @@ def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
     )
 
 
-def lane_table(settings: EngineSettings, max_positions: int) -> LaneTable:
-    """The declared table, or one made from the model's length."""
+def lane_table(
+    settings: EngineSettings, max_positions: int, gpu_bytes_per_token: int | None = None
+) -> LaneTable:
+    """The declared table, or one made from the model; see `default_table`."""
     longest = settings.max_model_len
     if longest is not None and longest > max_positions:
         raise ModelError(f"--max-model-len is {longest}; the model takes {max_positions}")
     if settings.lanes is None:
-        return default_table(longest or min(max_positions, DEFAULT_MAX_MODEL_LEN))
+        default_len = min(max_positions, DEFAULT_MAX_MODEL_LEN)
+        return default_table(longest or default_len, gpu_bytes_per_token)
     try:
         return parse_table(settings.lanes, longest or max_positions)
     except ValueError as error:

@@ -21,6 +21,10 @@ MIN_BUCKET_TOKENS = 32
 BUCKET_ROWS = 16
 BUCKET_TOKENS = 2048
 SLOTS_PER_BUCKET_ROW = 8
+SHORT_POSITIONS = 256
+MIN_BULK_SLOTS = 32
+MAX_BULK_SLOTS = 512
+GPU_LANE_BYTES = 8 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +100,29 @@ class LaneTable:
         return own or list(self.lanes)
 
 
-def default_table(max_positions: int, bulk_slots: int = 32) -> LaneTable:
-    """Few interactive slots of full length; bulk slots in a short and a full length."""
-    short = min(256, max_positions)
-    return LaneTable(
-        [
-            LaneSpec("interactive", slots=8, kv_len=max_positions),
-            LaneSpec("bulk", slots=bulk_slots, kv_len=short),
-            LaneSpec("bulk", slots=bulk_slots, kv_len=max_positions),
-        ]
-    )
+def default_table(max_positions: int, gpu_bytes_per_token: int | None = None) -> LaneTable:
+    """Few interactive slots of full length; bulk slots in a short and a full length.
+
+    It follows from the model alone, never from the memory that happens to be free: a result depends
+    on its lane's shape.
+
+    Args:
+        gpu_bytes_per_token: what the model's cache takes for a token; None on a CPU, which is as
+            fast with few slots as with many.
+    """
+    lanes = [LaneSpec("interactive", slots=8, kv_len=max_positions)]
+    for kv_len in (min(SHORT_POSITIONS, max_positions), max_positions):
+        slots = MIN_BULK_SLOTS
+        if gpu_bytes_per_token is not None:
+            slots = _slots_within(GPU_LANE_BYTES, gpu_bytes_per_token * kv_len)
+        lanes.append(LaneSpec("bulk", slots, kv_len))
+    return LaneTable(lanes)
+
+
+def _slots_within(lane_bytes: int, slot_bytes: int) -> int:
+    """The largest power of two of slots within these bytes, and within the bounds of a lane."""
+    fitting = max(1, lane_bytes // slot_bytes)
+    return min(MAX_BULK_SLOTS, max(MIN_BULK_SLOTS, 1 << (fitting.bit_length() - 1)))
 
 
 def parse_table(text: str, max_positions: int) -> LaneTable:

@@ -114,7 +114,8 @@ class Scheduler:
         """The next step: a prefill where one pays, else a decode.
 
         Interactive lanes get every other step if they want it, so that an interactive request waits
-        for one step of bulk work at the most; lanes of one class take turns.
+        for one step of bulk work at the most (and for one more that was launched ahead, where the
+        engine does that); lanes of one class take turns.
         """
         classes: list[ServiceClass] = ["interactive", "bulk"]
         for service_class in sorted(classes, key=lambda name: name == self._last_class):

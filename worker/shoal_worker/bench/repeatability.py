@@ -1,7 +1,8 @@
 """Whether logits have the same bits in every fresh process and next to any company.
 
 `python -m shoal_worker.bench.repeatability --help`. Each process decodes the same sequences twice,
-next to idle slots and next to other sequences, and gives a digest of all their logits each time.
+next to idle slots and next to other sequences, and gives a digest each time: of all their tokens,
+and of their logits after each call of the engine.
 """
 
 from __future__ import annotations
