@@ -54,8 +54,8 @@ $(READY): ops/requirements.lock pyproject.toml
 
 # Needs uv. Resolves for every platform and Python at once.
 lock:
-	uv pip compile pyproject.toml --extra worker --extra dev --universal --python-version 3.11 \
-		--generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	uv pip compile pyproject.toml --extra worker --extra exporter --extra bench --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-strip-extras --custom-compile-command 'make lock' \
 		--upgrade-package 'torch==2.13.0' \
 		$(addprefix --no-emit-package ,$(NOT_LOCKED)) --quiet --output-file ops/requirements.lock
 
