@@ -275,6 +275,9 @@ class Worker:
             if renewal.state != "held":
                 log.info("job %s is %s", job_id, renewal.state)
                 self._dispatcher.drop(job_id)
+                if renewal.state == "lost":
+                    # What the engine still makes of it is refused here, without asking Redis.
+                    self._emit(JobsMoved("fenced", renewal.claimed.queue, 1))
                 continue
             for index in renewal.cancelled_requests:
                 self._dispatcher.cancel_request(job_id, index)
