@@ -11,7 +11,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "throughput": "shoal_worker.bench.steps:main",
+    "throughput": "shoal_worker.bench.throughput_command:throughput",
 }
 
 
