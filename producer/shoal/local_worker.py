@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,15 +43,23 @@ class LocalWorker:
         queues: the queues it serves, most urgent first.
         folder: an existing folder for its two logs.
         name: distinguishes the logs of several.
+        variables: more of its settings, as SHOAL_* variables.
     """
 
     def __init__(
-        self, model: str, redis_url: str, queues: Sequence[str], folder: Path, name: str = "worker"
+        self,
+        model: str,
+        redis_url: str,
+        queues: Sequence[str],
+        folder: Path,
+        name: str = "worker",
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.log_file = folder / f"{name}.log"
         self._out_file = folder / f"{name}.out"
-        self._redis_url = redis_url
+        # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
+        self._variables = {**(variables or {}), "SHOAL_REDIS_URL": redis_url}
         self._arguments = ["--model", model, "--queues", ",".join(queues), "--metrics-port", "0"]
         self._process: subprocess.Popen[bytes] | None = None
         self._is_told = False
@@ -75,8 +83,6 @@ class LocalWorker:
 
     def start(self) -> None:
         """Launch the process; it is not ready when this returns."""
-        # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
-        environ = os.environ | {"SHOAL_REDIS_URL": self._redis_url}
         # Files, not pipes: nobody has to read on for the worker not to block.
         with self._out_file.open("wb") as out, self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
@@ -84,7 +90,7 @@ class LocalWorker:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
-                env=environ,
+                env=os.environ | self._variables,
                 start_new_session=True,
             )
 
