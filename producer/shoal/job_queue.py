@@ -26,6 +26,8 @@ from shoal.embedded import EmbeddedRedis
 from shoal.errors import QueueFull, ResultTimeout
 from shoal.job_states import (
     JobState,
+    ListedJob,
+    listed_job,
     read_job_result,
     read_states,
     result_streams,
@@ -120,10 +122,24 @@ class JobQueue:
             except ResultTimeout:
                 return {}
 
-    def forget(self, job_ids: Sequence[str], queue: str) -> None:
+    def listed(self, key: str) -> dict[str, ListedJob]:
+        """The jobs in the set at `key`, as they are now."""
+        with self._redis_errors():
+            members: Any = self.redis.smembers(key)
+            job_ids = sorted(member.decode() for member in members)
+            with self.redis.pipeline(transaction=False) as pipeline:
+                for job_id in job_ids:
+                    pipeline.hmget(RQJob.key_for(job_id), "status", "meta")
+                replies = pipeline.execute()
+        return {job_id: listed_job(*reply) for job_id, reply in zip(job_ids, replies, strict=True)}
+
+    def forget(self, job_ids: Sequence[str], queue: str, *, listed_at: str | None = None) -> None:
         """Delete jobs that have ended, with their results, before their time.
 
         For producers of many jobs: Redis holds prompts and results in memory.
+
+        Args:
+            listed_at: the key of a set that they leave as well.
         """
         if not job_ids:
             return
@@ -133,7 +149,15 @@ class JobQueue:
             for registry in ("finished", "canceled"):
                 pipeline.zrem(f"{RQ_KEY_PREFIX}:{registry}:{queue}", *job_ids)
             pipeline.zrem(EXPIRIES_KEY, *job_ids)
+            if listed_at is not None:
+                pipeline.srem(listed_at, *job_ids)
             pipeline.execute()
+
+    def unlist(self, job_ids: Sequence[str], key: str) -> None:
+        """Take jobs out of the set at `key`, and leave them as they are."""
+        if job_ids:
+            with self._redis_errors():
+                self.redis.srem(key, *job_ids)
 
     def cancel(self, handle: Handle) -> bool:
         """Cancel a request: its whole job if it holds nothing else; True if it had not ended."""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from shoal.bulk.folder import check_output
-from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress
+from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress, Workers
 from shoal.bulk.readers import check_input
 from shoal.bulk.run import BulkRun, Ending
 from shoal.bulk.window import MAX_IN_FLIGHT
@@ -106,7 +106,7 @@ def bulk(
             ) as serving,
             signals_kept() as stop,
         ):
-            limits = Limits(max(MAX_IN_FLIGHT, 2 * serving.num_slots), failures, timeout)
+            limits = Limits(MAX_IN_FLIGHT, failures, timeout)
             ending = _generate(run, client, serving, queue, limits, stop)
             serving.look_last()
             padding_ratio = serving.padding_ratio
@@ -140,7 +140,12 @@ def _generate(
             serving.require_kind(run.fingerprint)
             display.show(progress, serving.padding_ratio)
 
-        return run.generate(client, queue, limits, stop=stop, on_turn=on_turn, model=model)
+        def workers() -> Workers:
+            return Workers(serving.num_slots, are_own=serving.has_local)
+
+        return run.generate(
+            client, queue, limits, stop=stop, on_turn=on_turn, model=model, workers=workers
+        )
 
 
 def _finish(run: BulkRun, *, as_json: bool) -> int:
