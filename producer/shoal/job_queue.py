@@ -7,7 +7,7 @@ and nothing of prompts; how a job is written and read is in `shoal.jobs` and `sh
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import TracebackType
@@ -36,6 +36,7 @@ from shoal.job_states import (
 from shoal.jobs import (
     ENQUEUE_ONCE,
     EXPIRIES_KEY,
+    Command,
     Handle,
     OutgoingJob,
     cancel_key,
@@ -184,14 +185,18 @@ class JobQueue:
                     self._enqueue_once(keys=[job.key], args=job.script_args, client=pipeline)
                 pipeline.execute()
 
+    def execute(self, commands: Iterable[Command]) -> list[Any]:
+        """Run commands in one transaction; a reply for each."""
+        with self._redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(pipeline.execute())
+
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """What Redis says of each job now."""
         states: dict[str, JobState] = {}
         for some, commands in state_reads(job_ids):
-            with self._redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                states |= read_states(some, pipeline.execute())
+            states |= read_states(some, self.execute(commands))
         return states
 
     def block(self, states: dict[str, JobState], deadline: Deadline) -> None:

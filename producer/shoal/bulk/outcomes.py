@@ -24,13 +24,17 @@ def results_of(
         results = read_job_result(state, job_id).results
     except ShoalError as error:
         return [GenerationResult(id=one or "", error=result_error(error)) for one in ids]
-    if len(results) > len(ids) and has_more:
+    # What an earlier start has sent is sent again if it does not fit; what was sent now would not
+    # fit the next time either.
+    if has_more:
         results = results[-len(ids) :]
-    if len(results) != len(ids) or any(
-        one not in {None, result.id} for one, result in zip(ids, results, strict=True)
-    ):
+        fits = len(results) == len(ids) and all(
+            one in {None, result.id} for one, result in zip(ids, results, strict=True)
+        )
+    else:
+        fits = len(results) == len(ids)
+    if not fits:
         text = f"job {job_id} answered other requests than these {len(ids)}"
-        # What an earlier start has sent is sent again; what was sent now would be so again.
         bad = ResultError(code="bad_result", message=text, retryable=has_more)
         return [GenerationResult(id=one or "", error=bad) for one in ids]
     return results

@@ -72,6 +72,7 @@ class BulkRun:
         self._end = self._durable_rows = written.rows
         self._received = Received()
         self._started_s = self._contact_s = time.monotonic()
+        self._ended_s: float | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -146,7 +147,7 @@ class BulkRun:
             rows_before=before.rows,
             prompt_tokens=written.prompt_tokens - before.prompt_tokens,
             completion_tokens=written.completion_tokens - before.completion_tokens,
-            elapsed_s=time.monotonic() - self._started_s,
+            elapsed_s=(self._ended_s or time.monotonic()) - self._started_s,
             tokens_received=self._received.tokens,
             completions_received=self._received.completions,
             num_at_limit=self._received.at_limit,
@@ -198,6 +199,7 @@ class BulkRun:
                         writer.sync()
                     writer.sync_if_due(time.monotonic())
             finally:
+                self._ended_s = time.monotonic()
                 with contextlib.suppress(ShoalError):
                     window.leave(takes_all=workers().are_own)
         self._save(complete=ending == "complete")
