@@ -19,7 +19,7 @@ import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.conftest import wait_until
 
-from shoal.exporter import NAMES, QueueCollector
+from shoal.exporter import NAMES, RUN_ROWS, QueueCollector
 from shoal.server_state import server_state
 from shoal.waiting import MAX_LOOKED_AT, estimate, requests_of
 
@@ -158,6 +158,49 @@ def test_workers_are_counted_by_state_and_a_silent_one_is_gone(
 
     assert found == {"busy": 1, "idle": 1, "gone": 1}
     assert exporter.value("workers", state="starting") == 1
+
+
+def tell_of_run(client: redis.Redis, run: str, **fields: object) -> None:
+    client.zadd("rq:shoal:bulk:runs", {run: 1e10})
+    if fields:
+        client.hset(f"rq:shoal:bulk:{run}", mapping=fields)  # type: ignore[arg-type]
+
+
+def test_a_bulk_run_tells_its_rows_and_when_it_ends(
+    client: redis.Redis, exporter: Exporter
+) -> None:
+    tell_of_run(
+        *(client, "r1"),
+        status="running",
+        output="out.jsonl",
+        rows_total=100,
+        rows_done=40,
+        rows_failed=3,
+        eta_s=12.5,
+    )
+
+    of_run = {"run": "r1", "output": "out.jsonl"}
+    rows = {s: exporter.value("bulk_run_rows", state=s, **of_run) for s in RUN_ROWS}
+    assert rows == {"done": 37, "failed": 3, "waiting": 60}
+    assert exporter.value("bulk_run_eta_seconds", **of_run) == 12.5
+
+
+def test_a_run_that_has_ended_or_is_not_understood_has_no_end_to_wait_for(
+    client: redis.Redis, exporter: Exporter
+) -> None:
+    tell_of_run(client, "ended", status="complete", rows_total=9, rows_done=9, eta_s=1)
+    tell_of_run(client, "gone")
+    tell_of_run(client, "strange", rows_total="many", rows_done=1)
+    client.set("rq:shoal:bulk:wrong", "no hash")
+    tell_of_run(client, "wrong")
+
+    runs = {
+        (name, dict(labels)["run"])
+        for name, labels in exporter.values()
+        if name.startswith("bulk_run")
+    }
+
+    assert runs == {("bulk_run_rows", "ended")}
 
 
 def test_looking_reaps_nothing(client: redis.Redis, exporter: Exporter) -> None:

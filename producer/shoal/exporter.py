@@ -114,7 +114,7 @@ def read(client: redis.Redis) -> Reading:
     started_s = time.monotonic()
     queues, workers, now_s = read_queues_and_workers(client)
     waiting = read_waiting_requests(client, {queue.name: queue.depth for queue in queues})
-    runs = read_bulk_runs(client, now_s)
+    runs = read_bulk_runs(client)
     try:
         server = read_server_state(client, now_s)
     except redis.exceptions.NoPermissionError:
@@ -189,18 +189,18 @@ def _run_families(runs: Iterable[RunProgress]) -> Iterator[Metric]:
     rows = GaugeMetricFamily(
         f"{PREFIX}bulk_run_rows",
         "Input rows of a bulk run by what became of them.",
-        labels=("run", "state"),
+        labels=("run", "output", "state"),
     )
-    eta = _labelled(
-        "bulk_run_eta_seconds",
-        "Seconds until a bulk run ends at its own recent pace; absent until it has one.",
-        "run",
+    eta = GaugeMetricFamily(
+        f"{PREFIX}bulk_run_eta_seconds",
+        "Seconds until a bulk run ends at its own pace; absent until it has one and at its end.",
+        labels=("run", "output"),
     )
     for run in runs:
         for state, number in zip(RUN_ROWS, (run.done, run.failed, run.waiting), strict=True):
-            rows.add_metric([run.name, state], number)
+            rows.add_metric([run.run, run.output, state], number)
         if run.eta_s is not None:
-            eta.add_metric([run.name], run.eta_s)
+            eta.add_metric([run.run, run.output], run.eta_s)
     yield from (rows, eta)
 
 
