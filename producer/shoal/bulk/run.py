@@ -10,22 +10,20 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Literal
 
+from shoal.bulk.append_file import is_disk_full
 from shoal.bulk.folder import RunFolder
-from shoal.bulk.manifest import InputFile, Manifest, Parameters, take_over
+from shoal.bulk.opening import Opened, open_run
 from shoal.bulk.plan import Limits, Plan, Progress
-from shoal.bulk.readers import read_rows, survey
-from shoal.bulk.resume import Row, Written, join
-from shoal.bulk.rows import FailedRow, InputRow, RowDefaults
+from shoal.bulk.rows import SKIPPED, FailedRow, InputRow
+from shoal.bulk.streams import spool
 from shoal.bulk.window import PendingRow, Window
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
 from shoal.errors import QueueFull, RedisUnavailable, ShoalError
 from shoal.jobs import MAX_PACK_REQUESTS
-from shoal.validation import parse
-from shoal.wire import GenerationResult, SamplingParams
+from shoal.wire import GenerationResult
 
 MAX_ATTEMPTS = 2
 MAX_WAITING_ROWS = 8_192  # Rows that ended before an earlier one; beyond it nothing new is sent.
@@ -44,20 +42,25 @@ class BulkRun:
     Attributes:
         examples: a few rows with their results, to show.
         fingerprints: the kinds of workers that have answered since this start.
+        is_disk_full: whether nothing can be written for now, and so nothing is sent.
+        num_truncated: prompts that were cut at their start since this start, as the plan allows.
+        rows_saved: rows whose outcome is durable.
     """
 
-    def __init__(
-        self, plan: Plan, manifest: Manifest, rows_total: int, written: Written, rows: Iterator[Row]
-    ) -> None:
+    def __init__(self, plan: Plan, opened: Opened) -> None:
         self.plan = plan
         self.folder = RunFolder(plan.output)
-        self.manifest = manifest
-        self.rows_total = rows_total
+        self.manifest = opened.manifest
+        self.rows_total = opened.rows_total
+        self.is_disk_full = False
+        self.num_truncated = 0
         self.examples: list[tuple[InputRow, GenerationResult]] = []
         self.fingerprints: set[str] = set()
-        self._written = written
-        self._before = replace(written)
-        self._rows = enumerate(rows, start=written.rows)
+        self._output, self._line_format = opened.output, opened.line_format
+        self._written = opened.written
+        self._before = replace(opened.written)
+        self._rows = enumerate(opened.rows, start=opened.written.positions)
+        self.rows_saved = opened.written.rows
         self._again: list[PendingRow] = []
         self._anew: list[PendingRow] = []
         self._is_read = False
@@ -71,7 +74,11 @@ class BulkRun:
         Raises:
             OutputLocked: another run has it. InvalidRequest: as `begin`.
         """
-        with RunFolder(plan.output).locked():
+        folder = RunFolder(plan.output)
+        with folder.locked():
+            if str(plan.source) == "-":
+                is_table = not plan.fields.are_default
+                plan = replace(plan, source=spool(folder.path, is_table=is_table))
             yield cls.begin(plan)
 
     @classmethod
@@ -81,29 +88,7 @@ class BulkRun:
         Raises:
             InvalidRequest: the output belongs to another run, or to none.
         """
-        folder = RunFolder(plan.output)
-        sampling = parse(SamplingParams, dict(plan.sampling))
-        found = survey(plan.source)
-        manifest = Manifest(
-            input=InputFile(path=str(plan.source), sha256=found.sha256, rows=found.num_rows),
-            parameters=Parameters(
-                input_format=plan.source.suffix.removeprefix("."),
-                sampling=sampling.model_dump(mode="json", exclude={"seed"}),
-                seed=plan.seed,
-                limit=plan.limit,
-                model=plan.model,
-            ),
-            output=str(plan.output),
-        )
-        defaults = RowDefaults(plan.sampling, plan.seed)
-        rows: Iterator[Row] = islice(read_rows(plan.source, defaults), plan.limit)
-        total = found.num_rows if plan.limit is None else min(found.num_rows, plan.limit)
-        if plan.overwrite or not take_over(folder, manifest):
-            return cls(plan, manifest, total, Written(), rows)
-        written, rows = join(rows, folder.output, folder.errors)
-        # The manifest is saved after the rows: a killed run may have said it in these alone.
-        manifest.fingerprint = manifest.fingerprint or written.fingerprint
-        return cls(plan, manifest, total, written, rows)
+        return cls(plan, open_run(plan))
 
     @property
     def has_rows_left(self) -> bool:
@@ -143,8 +128,8 @@ class BulkRun:
         was_complete = self.manifest.complete
         self._take_stock(complete=True)
         if not was_complete:
-            with self._writer():
-                pass  # Whatever an earlier run left behind its last whole row is cut off.
+            with self._writer() as writer:
+                writer.finish()  # Whatever is behind the last whole row was cut off.
             self._save(complete=True)
 
     def generate(
@@ -179,29 +164,60 @@ class BulkRun:
         with self._writer() as writer:
             self._save()
             try:
-                while (ending := self._ending(window, limits, stop)) is None:
+                while (ending := self._ending(limits, stop)) is None:
                     self._turn_or_wait(window, writer, on_turn)
-                    writer.sync_if_due(time.monotonic())
+                    self._sync_if_due(window, writer)
             finally:
                 with contextlib.suppress(ShoalError):
                     window.cancel()
-        self._save(complete=ending == "complete")
+        if not self.is_disk_full and ending != "complete":
+            self._save()
         return ending
 
     def _writer(self) -> OrderedWriter:
-        return OrderedWriter(self.plan.output, self.folder.errors, self._written, self._save)
+        return OrderedWriter(
+            self._output, self._line_format, self.folder.errors, self._written, self._save
+        )
 
-    def _ending(self, window: Window, limits: Limits, stop: Callable[[], bool]) -> Ending | None:
+    def _sync_if_due(self, window: Window, writer: OrderedWriter) -> None:
+        """Write what is due, and all of it at the end; on a full disk, try again in a while."""
+        if self.is_disk_full:
+            time.sleep(POLL_S)
+        with self._room_awaited():
+            if self._is_read and self._is_answered(window) and not writer.num_waiting:
+                writer.finish()
+                self._save(complete=True)
+            elif self.is_disk_full:
+                writer.sync()
+            else:
+                writer.sync_if_due(time.monotonic())
+
+    @contextlib.contextmanager
+    def _room_awaited(self) -> Iterator[None]:
+        """Note a full disk, which is no error: somebody makes room, or stops the run."""
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self.is_disk_full = True
+        else:
+            self.is_disk_full = False
+
+    def _ending(self, limits: Limits, stop: Callable[[], bool]) -> Ending | None:
         if stop():
             return "interrupted"
         if not limits.max_failures.allows(self._written.rows_failed, self.rows_total):
             return "too many failures"
-        if self._is_read and window.is_empty and not self._again and not self._anew:
+        if self.manifest.complete:
             return "complete"
         elapsed_s = time.monotonic() - self._started_s
         if limits.timeout_s is not None and elapsed_s >= limits.timeout_s:
             return "timed out"
         return None
+
+    def _is_answered(self, window: Window) -> bool:
+        return window.is_empty and not self._again and not self._anew
 
     def _turn_or_wait(
         self, window: Window, writer: OrderedWriter, on_turn: Callable[[Progress], None]
@@ -218,7 +234,7 @@ class BulkRun:
 
     def _turn(self, window: Window, writer: OrderedWriter) -> None:
         """Take in what has ended, and send what there is room for."""
-        room = min(window.room, MAX_WAITING_ROWS - writer.num_waiting)
+        room = self._room(window, writer)
         has_rows = self._again or self._anew or (room > 0 and not self._is_read)
         can_send = has_rows or not window.is_sent
         # Taken in first: with Redis full, only that makes room for what is to be sent.
@@ -232,8 +248,12 @@ class BulkRun:
         self._again.clear()
         window.add(self._anew)
         self._anew.clear()
-        window.add(self._read(min(window.room, MAX_WAITING_ROWS - writer.num_waiting), writer))
+        window.add(self._read(self._room(window, writer), writer))
         window.send()
+
+    def _room(self, window: Window, writer: OrderedWriter) -> int:
+        """Sequences that may be read and sent now; none while nothing can be written."""
+        return 0 if self.is_disk_full else min(window.room, MAX_WAITING_ROWS - writer.num_waiting)
 
     def _read(self, room: int, writer: OrderedWriter) -> list[PendingRow]:
         """Rows of so many sequences; broken ones are answered here."""
@@ -273,7 +293,14 @@ class BulkRun:
         row = pending.row
         if result.error is not None:
             place = replace(row.place, attempts=row.place.attempts + pending.attempts)
-            return FailedRow(place, row.id, row.source, result.error)
+            error = result.error
+            if error.code == "prompt_too_long" and self.plan.on_long == "skip":
+                error = error.model_copy(update={"code": SKIPPED})
+            if error.code == "model_mismatch" and row.request.model is not None:
+                text = f"{error.message}; --ignore-model takes whatever is served"
+                error = error.model_copy(update={"message": text})
+            return FailedRow(place, row.id, row.source, error)
+        self.num_truncated += result.truncated_tokens > 0
         self.fingerprints.add(result.fingerprint)
         self.manifest.fingerprint = self.manifest.fingerprint or result.fingerprint
         self.manifest.model = self.manifest.model or result.model
@@ -284,17 +311,18 @@ class BulkRun:
     def _save(self, *, complete: bool = False) -> None:
         self._take_stock(complete=complete)
         self.manifest.save(self.folder.manifest)
+        self.rows_saved = self._written.rows
 
     def _take_stock(self, *, complete: bool) -> None:
-        written, digest = self._written, self._written.sha256.hexdigest()
+        written = self._written
         update = {
             "rows_done": written.rows,
             "rows_failed": written.rows_failed,
+            "rows_skipped": written.rows_skipped,
             "completions": written.completions,
             "complete": complete,
-            "output_bytes": written.output_bytes,
-            # In this output format a file is its canonical rows and nothing else.
-            "rows_sha256": digest,
-            "file_sha256": digest,
+            "output_bytes": self._output.size(),
+            "rows_sha256": written.sha256.hexdigest(),
+            "file_sha256": self._output.sha256() if complete else None,
         }
         self.manifest = self.manifest.model_copy(update=update)

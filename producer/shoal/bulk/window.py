@@ -147,4 +147,6 @@ class Window:
 
     def _request(self, row: PendingRow) -> GenerationRequest:
         request = row.row.request
-        return request.model_copy(update={"model": self._model}) if self._model else request
+        if self._model is None or request.model is not None:
+            return request  # A batch line may name the model that it is for.
+        return request.model_copy(update={"model": self._model})
