@@ -315,6 +315,7 @@ class Worker:
         ready = self._engine.ready
         if ready is None:
             return {}
+        tokens, padding_tokens = self._throughput.totals()
         return {
             "shoal_model": ready.model_name,
             "shoal_device": ready.device,
@@ -323,6 +324,8 @@ class Worker:
             "shoal_running": self._state.requests_running if self._state else 0,
             "shoal_tokens_per_s": round(self._throughput.tokens_per_s(), 1),
             "shoal_padding_ratio": round(self._throughput.padding_ratio(), 4),
+            "shoal_tokens": tokens,
+            "shoal_padding_tokens": padding_tokens,
         }
 
     def _publish(self) -> None:

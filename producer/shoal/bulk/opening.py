@@ -12,7 +12,7 @@ from functools import partial
 from shoal.bulk.card import write_card
 from shoal.bulk.folder import RunFolder
 from shoal.bulk.line_format import FlatLines, LineFormat, ResponseLines
-from shoal.bulk.manifest import InputFile, Manifest, Parameters, load, take_over
+from shoal.bulk.manifest import InputFile, Manifest, Parameters, load, replaced_run, take_over
 from shoal.bulk.output import JsonLines, Output, ZstdLines, output_format
 from shoal.bulk.parquet_files import Schema
 from shoal.bulk.parquet_output import ParquetFile, ParquetFolder
@@ -31,6 +31,7 @@ class Opened:
 
     Attributes:
         written: what stays of an earlier run; rows: what is left to do.
+        replaced: the id of a run that this one takes the place of.
     """
 
     manifest: Manifest
@@ -39,6 +40,7 @@ class Opened:
     line_format: LineFormat
     written: Written
     rows: Iterator[Row]
+    replaced: str | None = None
 
 
 def open_run(plan: Plan) -> Opened:
@@ -55,7 +57,8 @@ def open_run(plan: Plan) -> Opened:
     folder = RunFolder(plan.output)
     output, line_format = output_of(plan, found), line_format_of(plan)
     if plan.overwrite or not take_over(folder, manifest, output):
-        return Opened(manifest, total, output, line_format, Written(), rows)
+        replaced = replaced_run(folder, manifest, overwrite=plan.overwrite)
+        return Opened(manifest, total, output, line_format, Written(), rows, replaced)
     written, rows = join(rows, output, line_format, folder.errors)
     # The manifest is saved after the rows: a killed run may have said it in these alone.
     manifest.fingerprint = manifest.fingerprint or written.fingerprint

@@ -15,23 +15,24 @@ from typing import Any, Literal
 from shoal.bulk.append_file import is_disk_full
 from shoal.bulk.folder import RunFolder
 from shoal.bulk.opening import Opened, open_run
-from shoal.bulk.plan import Limits, Plan, Progress
+from shoal.bulk.packing import PendingRow, job_sequences
+from shoal.bulk.plan import Limits, Plan, Progress, Received, Workers
 from shoal.bulk.rows import SKIPPED, FailedRow, InputRow
 from shoal.bulk.streams import spool
-from shoal.bulk.window import PendingRow, Window
+from shoal.bulk.window import Window, take_back
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
 from shoal.errors import QueueFull, RedisUnavailable, ShoalError
-from shoal.jobs import MAX_PACK_REQUESTS
 from shoal.wire import GenerationResult
 
 MAX_ATTEMPTS = 2
 MAX_WAITING_ROWS = 8_192  # Rows that ended before an earlier one; beyond it nothing new is sent.
+MAX_WAITING_TOKENS = 4_000_000  # Of these rows; about 40 bytes each.
+MAX_KEPT_SEQUENCES = 8_192  # Ended ones still in Redis; beyond it, what they say is synced early.
 MAX_READ_ROWS = 1_024  # In one turn, so that a file of broken rows cannot keep a signal waiting.
 MAX_OUTAGE_S = 60.0
 POLL_S = 0.5
 NUM_EXAMPLES = 3
-MIN_JOBS = 16
 
 Ending = Literal["complete", "interrupted", "timed out", "too many failures"]
 
@@ -61,10 +62,14 @@ class BulkRun:
         self._before = replace(opened.written)
         self._rows = enumerate(opened.rows, start=opened.written.positions)
         self.rows_saved = opened.written.rows
+        self._replaced = opened.replaced
         self._again: list[PendingRow] = []
         self._anew: list[PendingRow] = []
         self._is_read = False
+        self._end = self._durable_position = opened.written.positions
+        self._received = Received()
         self._started_s = self._contact_s = time.monotonic()
+        self._ended_s: float | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -120,7 +125,11 @@ class BulkRun:
             rows_before=before.rows,
             prompt_tokens=written.prompt_tokens - before.prompt_tokens,
             completion_tokens=written.completion_tokens - before.completion_tokens,
-            elapsed_s=time.monotonic() - self._started_s,
+            elapsed_s=(self._ended_s or time.monotonic()) - self._started_s,
+            tokens_received=self._received.tokens,
+            completions_received=self._received.completions,
+            num_at_limit=self._received.at_limit,
+            jobs_lost=self._received.jobs_lost,
         )
 
     def finish(self) -> None:
@@ -141,37 +150,37 @@ class BulkRun:
         stop: Callable[[], bool],
         on_turn: Callable[[Progress], None],
         model: str | None = None,
+        workers: Callable[[], Workers] = Workers,
     ) -> Ending:
         """Generate the rows that are left, until `stop` says so or a limit is reached.
 
         Args:
             model: asked for in each request; None takes whatever the worker serves.
+            workers: who makes the rows, asked each turn: with more of them more is in flight.
 
         Raises:
             RedisUnavailable, QueueFull: for longer than `MAX_OUTAGE_S`. Whatever `on_turn` raises.
         """
-        # A short run in full jobs would keep one worker of several busy, and show no progress.
-        num_left = self.rows_total - self._written.rows
-        window = Window(
-            client,
-            queue,
-            max_in_flight=limits.max_in_flight,
-            requests_per_job=max(1, min(MAX_PACK_REQUESTS, num_left // MIN_JOBS)),
-            model=model,
-            fingerprint=self.fingerprint,
-        )
+        run_id = self.manifest.run_id
+        window = Window(client, queue, run_id, model=model, fingerprint=self.fingerprint)
         self._started_s = self._contact_s = time.monotonic()
         with self._writer() as writer:
             self._save()
+            if self._replaced is not None:
+                take_back(client, queue, self._replaced)
+            window.find(self._end)
             try:
                 while (ending := self._ending(limits, stop)) is None:
+                    self._resize(window, limits, workers())
                     self._turn_or_wait(window, writer, on_turn)
                     self._sync_if_due(window, writer)
             finally:
+                self._ended_s = time.monotonic()
                 with contextlib.suppress(ShoalError):
-                    window.cancel()
+                    window.leave(takes_all=workers().are_own)
         if not self.is_disk_full and ending != "complete":
             self._save()
+        window.forget(self._durable_position)
         return ending
 
     def _writer(self) -> OrderedWriter:
@@ -187,7 +196,7 @@ class BulkRun:
             if self._is_read and self._is_answered(window) and not writer.num_waiting:
                 writer.finish()
                 self._save(complete=True)
-            elif self.is_disk_full:
+            elif self.is_disk_full or window.num_kept > MAX_KEPT_SEQUENCES:
                 writer.sync()
             else:
                 writer.sync_if_due(time.monotonic())
@@ -219,6 +228,12 @@ class BulkRun:
     def _is_answered(self, window: Window) -> bool:
         return window.is_empty and not self._again and not self._anew
 
+    def _resize(self, window: Window, limits: Limits, workers: Workers) -> None:
+        """Fit window and jobs to the workers there are and to the rows that are left."""
+        window.max_in_flight = max(limits.max_in_flight, 2 * workers.num_slots)
+        num_left = self.rows_total - self._written.rows
+        window.job_sequences = job_sequences(num_left, window.max_in_flight)
+
     def _turn_or_wait(
         self, window: Window, writer: OrderedWriter, on_turn: Callable[[Progress], None]
     ) -> None:
@@ -227,33 +242,41 @@ class BulkRun:
             self._turn(window, writer)
             on_turn(self.progress())
             self._contact_s = time.monotonic()
-        except (RedisUnavailable, QueueFull):
+        except (RedisUnavailable, QueueFull) as error:
             if time.monotonic() - self._contact_s > MAX_OUTAGE_S:
                 raise
+            if isinstance(error, QueueFull):
+                # What has come is here; it would be made again, should this process be killed now.
+                window.forget(self._end)
             time.sleep(POLL_S)
 
     def _turn(self, window: Window, writer: OrderedWriter) -> None:
         """Take in what has ended, and send what there is room for."""
-        room = self._room(window, writer)
-        has_rows = self._again or self._anew or (room > 0 and not self._is_read)
+        has_rows = self._again or self._anew or (self._room(window, writer) and not self._is_read)
         can_send = has_rows or not window.is_sent
         # Taken in first: with Redis full, only that makes room for what is to be sent.
         for row, result in window.collect(0.0 if can_send else POLL_S):
             self._contact_s = time.monotonic()
             self._take_in(row, result, writer)
-        window.forget()
+        self._received.jobs_lost = window.num_lost
+        # Where a format is durable in large pieces only, what is written must do.
+        is_much = window.num_kept > 2 * MAX_KEPT_SEQUENCES
+        window.forget(self._written.positions if is_much else self._durable_position)
         window.fingerprint = self.fingerprint
         # Rows for another attempt go first and whatever the room: the writer waits for them.
-        window.add(self._again, alone=True)
+        window.add_again(self._again, alone=True)
         self._again.clear()
-        window.add(self._anew)
+        window.add_again(self._anew)
         self._anew.clear()
-        window.add(self._read(self._room(window, writer), writer))
+        window.add(self._read(self._room(window, writer), writer), self._end)
         window.send()
 
     def _room(self, window: Window, writer: OrderedWriter) -> int:
         """Sequences that may be read and sent now; none while nothing can be written."""
-        return 0 if self.is_disk_full else min(window.room, MAX_WAITING_ROWS - writer.num_waiting)
+        written = self._written.completion_tokens - self._before.completion_tokens
+        if self.is_disk_full or self._received.tokens - written > MAX_WAITING_TOKENS:
+            return 0
+        return max(0, min(window.room, MAX_WAITING_ROWS - writer.num_waiting))
 
     def _read(self, room: int, writer: OrderedWriter) -> list[PendingRow]:
         """Rows of so many sequences; broken ones are answered here."""
@@ -265,6 +288,7 @@ class BulkRun:
             if position is None or row is None:
                 self._is_read = True
                 break
+            self._end = position + 1
             if isinstance(row, FailedRow):
                 writer.put(position, row)
             else:
@@ -278,7 +302,7 @@ class BulkRun:
         error = result.error
         if error is not None and error.retryable and pending.attempts < MAX_ATTEMPTS:
             self._again.append(pending)
-        elif error is None and self._is_of_other_kind(result) and pending.attempts < MAX_ATTEMPTS:
+        elif error is None and self._is_of_other_kind(result) and pending.attempts <= MAX_ATTEMPTS:
             self._anew.append(pending)
         else:
             writer.put(pending.position, self._outcome(pending, result))
@@ -301,6 +325,7 @@ class BulkRun:
                 error = error.model_copy(update={"message": text})
             return FailedRow(place, row.id, row.source, error)
         self.num_truncated += result.truncated_tokens > 0
+        self._received.add(result)
         self.fingerprints.add(result.fingerprint)
         self.manifest.fingerprint = self.manifest.fingerprint or result.fingerprint
         self.manifest.model = self.manifest.model or result.model
@@ -312,6 +337,7 @@ class BulkRun:
         self._take_stock(complete=complete)
         self.manifest.save(self.folder.manifest)
         self.rows_saved = self._written.rows
+        self._durable_position = self._written.positions
 
     def _take_stock(self, *, complete: bool) -> None:
         written = self._written
