@@ -253,7 +253,9 @@ class Window:
 
     def _request(self, row: PendingRow) -> GenerationRequest:
         request = row.row.request
-        return request.model_copy(update={"model": self._model}) if self._model else request
+        if self._model is None or request.model is not None:
+            return request  # A batch line may name the model that it is for.
+        return request.model_copy(update={"model": self._model})
 
     def _send_again(
         self, rows: Sequence[PendingRow]
@@ -289,7 +291,7 @@ def take_back(client: Client, queue: str, run_id: str) -> None:
 def _answers(
     job_id: str, job: _Job, state: JobState
 ) -> Iterator[tuple[PendingRow, GenerationResult]]:
-    ids = [None if row is None else row.row.id for row in job.rows]
+    ids = [None if row is None else row.row.request.id or row.row.id for row in job.rows]
     results = results_of(state, job_id, ids, has_more=job.is_found)
     for row, result in zip(job.rows, results, strict=True):
         if row is not None:
