@@ -324,8 +324,8 @@ class BulkRun:
                 text = f"{error.message}; --ignore-model takes whatever is served"
                 error = error.model_copy(update={"message": text})
             return FailedRow(place, row.id, row.source, error)
-        self.num_truncated += result.truncated_tokens > 0
         self._received.add(result)
+        self.num_truncated += result.truncated_tokens > 0
         self.fingerprints.add(result.fingerprint)
         self.manifest.fingerprint = self.manifest.fingerprint or result.fingerprint
         self.manifest.model = self.manifest.model or result.model
