@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from shoal.errors import ShoalError
+from shoal.redis_url import FILE_VARIABLE
 
 READY_WORD = "ready"
 POLL_S = 0.05
@@ -77,6 +78,7 @@ class LocalWorker:
         """Launch the process; it is not ready when this returns."""
         # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
         environ = os.environ | {"SHOAL_REDIS_URL": self._redis_url}
+        environ.pop(FILE_VARIABLE, None)  # Where it named the same one.
         # Files, not pipes: nobody has to read on for the worker not to block.
         with self._out_file.open("wb") as out, self.log_file.open("wb") as log:
             self._process = subprocess.Popen(

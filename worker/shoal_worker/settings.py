@@ -105,8 +105,9 @@ class WorkerSettings(EngineSettings):
 
     redis: str | None = Field(
         None,
-        description="redis://, rediss:// or unix:// address; then SHOAL_REDIS_URL, REDIS_URL, "
-        "and last an embedded Redis.",
+        description="redis://, rediss://, unix:// or redis+sentinel:// address; then "
+        "SHOAL_REDIS_URL, the file that SHOAL_REDIS_URL_FILE names, REDIS_URL, and last an "
+        "embedded Redis.",
     )
     queues: tuple[str, ...] = Field(
         QUEUES, min_length=1, description="Queues to serve, most urgent first, by commas."
