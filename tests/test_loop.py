@@ -739,6 +739,7 @@ def check_steps(serving: Serving, table: LaneTable) -> None:
             assert event.phase == "decode"
             passes = serving.engine._tokens_per_step
             assert event.tokens + event.padding_tokens == slots[event.lane] * passes
+            assert event.tokens_by_queue == (("shoal-default", event.tokens),)
             made += event.tokens
     read = sum(event.tokens for event in runs if event.phase == "prefill")
     assert read == serving.engine.num_prompt_tokens

@@ -107,13 +107,18 @@ class Snapshot:
 
 def read_snapshot(redis: Redis) -> Snapshot:
     """Queues (Shoal's own and all that RQ knows), workers, and the newest failures."""
-    names = read_queue_names(redis)
+    queues, workers, _now_s = read_queues_and_workers(redis)
+    failures = read_failures(redis, [queue.name for queue in queues])
+    return Snapshot(queues, workers, tuple(failures))
+
+
+def read_queues_and_workers(
+    redis: Redis,
+) -> tuple[tuple[QueueState, ...], tuple[WorkerState, ...], float]:
+    """Queues and workers, and the server's clock by which their ages are."""
     now_s = _redis_time_s(redis)
-    return Snapshot(
-        queues=tuple(read_queues(redis, names, now_s)),
-        workers=tuple(read_workers(redis, now_s)),
-        failures=tuple(read_failures(redis, names)),
-    )
+    queues = read_queues(redis, read_queue_names(redis), now_s)
+    return tuple(queues), tuple(read_workers(redis, now_s)), now_s
 
 
 def live_workers(redis: Redis, queue: str | None = None) -> list[WorkerState]:

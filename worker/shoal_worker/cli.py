@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -14,10 +14,11 @@ from pydantic.fields import FieldInfo
 
 from shoal.embedded import EmbeddedRedis
 from shoal.errors import ShoalError
+from shoal.exporter import QueueCollector
+from shoal.http import HttpServer
 from shoal.redis_url import redacted, resolve_url
 from shoal_worker.engine_link import EngineFailedError
 from shoal_worker.events import EngineLoaded, Event
-from shoal_worker.http import HttpServer
 from shoal_worker.messages import Ready
 from shoal_worker.metrics import PrometheusMetrics
 from shoal_worker.rq_worker import Worker
@@ -94,6 +95,10 @@ def serve(settings: WorkerSettings) -> int:
             collector(registry=registry)
         metrics = _LateMetrics(registry, settings)
         process = Worker(settings, url, subscribers=(metrics,))
+        # The process that holds the model and does the work is the child.
+        ProcessCollector("shoal_engine", lambda: process.engine_pid or "", registry=registry)
+        if settings.export_queues:
+            registry.register(stack.enter_context(closing(QueueCollector(url))))
         server = stack.enter_context(
             HttpServer(
                 settings.metrics_host,

@@ -14,6 +14,7 @@ from rq.utils import now
 
 from shoal.wire import GenerationResult, ResultError
 from shoal_worker.engine_link import EngineFailedError, EngineLink
+from shoal_worker.events import EngineDied, RequestEnded, Subscriber
 from shoal_worker.held_jobs import HeldJob, HeldJobs
 from shoal_worker.messages import Cancel, JobDone, JobRefused, Submit
 from shoal_worker.probation import Probation, Suspect
@@ -21,6 +22,7 @@ from shoal_worker.rq_outcomes import Claimed, DeadLetter, Failed, Stopped, Succe
 
 RUN_ALONE_AFTER = 2  # Workers that died under a job; `recover.lua` counts them the same way.
 MAX_FRUITLESS_DEATHS = 3
+KILLED_ENGINE = "killed_engine"
 
 log = logging.getLogger("shoal.worker")
 
@@ -30,10 +32,14 @@ class Dispatcher:
 
     Args:
         queues: most urgent first; a job's priority is its queue's place.
+        emit: takes an event for each death, and for each request that is given up.
     """
 
-    def __init__(self, engine: EngineLink, held: HeldJobs, queues: Sequence[str]) -> None:
+    def __init__(
+        self, engine: EngineLink, held: HeldJobs, queues: Sequence[str], emit: Subscriber
+    ) -> None:
         self._engine = engine
+        self._emit = emit
         self._held = held
         self._queues = queues
         self._probation = Probation()
@@ -121,7 +127,9 @@ class Dispatcher:
         if self._probation.is_over:
             self._probation.begin(self._all_suspects())
         had_none = self._probation.is_over
+        was_split = self._probation.num_running > 1
         convicted = self._probation.engine_died()
+        self._emit(EngineDied(self._engine.died_of_memory, was_split))
         if convicted is None and not had_none:
             return
         self._fruitless_deaths += 1
@@ -173,6 +181,7 @@ class Dispatcher:
         death = self._engine.last_death
         log.error("request %s of job %s kills the engine: it %s", index, job_id, death)
         reason = f"the engine process {death} each time it ran this request alone"
+        self._emit(RequestEnded(held.claimed.queue, (), KILLED_ENGINE))
         if index is None or held.num_requests == 1:
             self._held.end(job_id, lambda claimed: Failed(claimed, reason))
             return
@@ -188,7 +197,7 @@ class Dispatcher:
             id=own_id if isinstance(own_id, str) else f"{job_id}:{index}",
             model=served.model_name if served else "",
             fingerprint=served.fingerprint if served else "",
-            error=ResultError(code="killed_engine", message=reason, retryable=False),
+            error=ResultError(code=KILLED_ENGINE, message=reason, retryable=False),
         ).model_dump(mode="json")
 
 

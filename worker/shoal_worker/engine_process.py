@@ -149,7 +149,7 @@ def serve(connection: Connection, settings: EngineSettings) -> None:
     except Exception as error:
         # The edge of the process. The parent finds out which request did it; what is left of the
         # model, and on a GPU of the whole device, is not to be trusted any more.
-        outbox.put(Dying(f"{type(error).__name__}: {error}"))
+        outbox.put(Dying(f"{type(error).__name__}: {error}", _is_out_of_memory(error)))
         raise
     finally:
         outbox.close(STOP_S)
@@ -167,6 +167,16 @@ def _answer(loop: ServingLoop, inbox: Inbox[ToEngine], news: _News) -> None:
                 case Cancel(job_id, index):
                     loop.cancel(job_id, index)
         news.tell(loop.step(), is_idle=loop.is_idle)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a class of its own for GPUs, found by name to keep torch out of the parent; its CPU
+    # allocator raises a RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 class _News:

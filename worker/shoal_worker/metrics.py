@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from shoal.wire import FinishReason
 from shoal_worker.engine_metrics import EngineMetrics, StepMetrics
 from shoal_worker.events import (
+    EngineDied,
     EngineLoaded,
     EngineState,
     Event,
@@ -26,13 +27,14 @@ from shoal_worker.families import Declaration, WeightedSeries
 
 ERROR_CODES = (
     "cancelled",
-    "engine_error",
     "expired",
+    "internal_error",
     "invalid_request",
+    "killed_engine",
     "model_mismatch",
     "prompt_too_long",
 )
-REDIS_COMMANDS = ("claim", "commit", "recover", "renew")
+REDIS_COMMANDS = ("claim", "commit", "look", "recover", "renew")
 
 # Objectives are round: 200 ms or 1 s for people who wait, minutes to hours for bulk.
 LATENCY_BOUNDS_S = (
@@ -69,7 +71,7 @@ class PrometheusMetrics:
     ) -> None:
         declare = Declaration(registry, model_name)
         self._requests = _RequestMetrics(declare, queues)
-        self._steps = StepMetrics(declare)
+        self._steps = StepMetrics(declare, queues)
         self._engine = EngineMetrics(declare, registry, model_name)
         self._jobs = _JobMetrics(declare, queues)
         self._redis = _RedisMetrics(declare)
@@ -90,6 +92,8 @@ class PrometheusMetrics:
                 for lane in event.lanes:
                     self._steps.add_lane(lane)
                 self._engine.loaded(event)
+            case EngineDied():
+                self._engine.died(event)
             case JobsMoved():
                 self._jobs.moved(event)
             case RedisRoundTrip():

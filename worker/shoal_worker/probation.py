@@ -37,6 +37,11 @@ class Probation:
         return not (self._running or self._waiting)
 
     @property
+    def num_running(self) -> int:
+        """Suspects that run now."""
+        return len(self._running)
+
+    @property
     def waiting_jobs(self) -> frozenset[str]:
         """Jobs none of whose suspects is running."""
         running = {suspect.job_id for suspect in self._running}

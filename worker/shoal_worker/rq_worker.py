@@ -93,7 +93,7 @@ class Worker:
             hang_s=settings.hang_timeout_s,
         )
         self._held = HeldJobs()
-        self._dispatcher = Dispatcher(self._engine, self._held, settings.queues)
+        self._dispatcher = Dispatcher(self._engine, self._held, settings.queues, self._emit)
         self._deltas: list[TextDelta] = []
         self._signals = 0
         self._drain_ends_s: float | None = None
@@ -106,6 +106,11 @@ class Worker:
         self._state: EngineState | None = None
         self._burst_is_over = False
         self._gave_back = False
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine's process id, if it has been started."""
+        return self._engine.pid
 
     def healthy(self) -> str | None:
         """None while the engine makes progress, else what is wrong."""

@@ -163,6 +163,11 @@ class WorkerSettings(EngineSettings):
     metrics_port: int = Field(
         9470, ge=0, le=65535, description="Port of /metrics; 0 picks a free one and prints it."
     )
+    export_queues: bool = Field(
+        False,
+        description="Serve the queues' metrics too, as `shoal exporter` does: on one worker of a "
+        "Redis only, or sums over them count twice.",
+    )
     burst: bool = Field(False, description="Leave when the queues are empty.")
     log_level: LogLevel = Field("info", description="Least severe log line shown.")
 

@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
@@ -29,6 +28,7 @@ COMMANDS = {
     "cancel": "shoal.cli.submit:cancel",
     "status": "shoal.cli.status:status",
     "bulk": "shoal.cli.bulk:bulk",
+    "exporter": "shoal.cli.exporter:exporter",
 }
 
 
@@ -50,9 +50,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, loaded now."""
         if cmd_name in COMMANDS:
-            module, _, attribute = COMMANDS[cmd_name].partition(":")
-            command: click.Command = getattr(import_module(module), attribute)
-            return command
+            return _loaded(EntryPoint(cmd_name, COMMANDS[cmd_name], ENTRY_POINTS))
         for point in _entry_points():
             if point.name == cmd_name:
                 return _loaded(point)
