@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from shoal.errors import ShoalError
+from shoal.logs import FORMAT_VARIABLE
 from shoal.redis_url import FILE_VARIABLE
 
 READY_WORD = "ready"
@@ -33,6 +34,11 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM)
 os.execv(sys.executable, [sys.executable, "-m", "shoal_worker", *sys.argv[1:]])
 """
+
+
+def worker_command(*arguments: str) -> list[str]:
+    """The command of a worker process that drains when the process that started it is killed."""
+    return [sys.executable, "-c", _LAUNCH, *arguments]
 
 
 class LocalWorker:
@@ -77,12 +83,13 @@ class LocalWorker:
     def start(self) -> None:
         """Launch the process; it is not ready when this returns."""
         # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
-        environ = os.environ | {"SHOAL_REDIS_URL": self._redis_url}
+        # Its lines are read here: the one that says `ready`, and the last one of one that failed.
+        environ = os.environ | {"SHOAL_REDIS_URL": self._redis_url, FORMAT_VARIABLE: "text"}
         environ.pop(FILE_VARIABLE, None)  # Where it named the same one.
         # Files, not pipes: nobody has to read on for the worker not to block.
         with self._out_file.open("wb") as out, self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, *self._arguments],
+                worker_command(*self._arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
