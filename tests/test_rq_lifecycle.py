@@ -216,6 +216,23 @@ def test_a_failed_job_is_in_the_failed_registry_with_its_reason(connection: redi
     assert latest.exc_string == "because"
 
 
+def test_a_job_that_may_wait_only_so_long_may_do_so_again_when_it_comes_back(
+    connection: redis.Redis,
+) -> None:
+    job = enqueue(queue(connection), ttl=1_000)
+    life = lifecycle(connection, ["q"])
+
+    [claimed] = life.claim(room(10))
+    assert connection.ttl(job.key) == -1
+    life.commit([GivenBack(claimed)])
+    assert 0 < connection.ttl(job.key) <= 1_000
+
+    life.claim(room(10))
+    expire_leases(connection)
+    life.recover()
+    assert 0 < connection.ttl(job.key) <= 1_000
+
+
 def test_a_job_given_back_is_first_in_its_queue_and_spends_no_retry(
     connection: redis.Redis,
 ) -> None:

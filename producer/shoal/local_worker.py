@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -50,15 +50,29 @@ class LocalWorker:
         queues: the queues it serves, most urgent first.
         folder: an existing folder for its two logs.
         name: distinguishes the logs of several.
+        variables: more of its settings, as SHOAL_* variables.
     """
 
     def __init__(
-        self, model: str, redis_url: str, queues: Sequence[str], folder: Path, name: str = "worker"
+        self,
+        model: str,
+        redis_url: str,
+        queues: Sequence[str],
+        folder: Path,
+        name: str = "worker",
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.log_file = folder / f"{name}.log"
         self._out_file = folder / f"{name}.out"
-        self._redis_url = redis_url
+        # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
+        # Its lines are read here: the one that says `ready`, and the last one of one that failed.
+        self._variables = {
+            **(variables or {}),
+            FORMAT_VARIABLE: "text",
+            "SHOAL_REDIS_URL": redis_url,
+            FILE_VARIABLE: "",
+        }
         self._arguments = ["--model", model, "--queues", ",".join(queues), "--metrics-port", "0"]
         self._process: subprocess.Popen[bytes] | None = None
         self._is_told = False
@@ -82,10 +96,6 @@ class LocalWorker:
 
     def start(self) -> None:
         """Launch the process; it is not ready when this returns."""
-        # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
-        # Its lines are read here: the one that says `ready`, and the last one of one that failed.
-        environ = os.environ | {"SHOAL_REDIS_URL": self._redis_url, FORMAT_VARIABLE: "text"}
-        environ.pop(FILE_VARIABLE, None)  # Where it named the same one.
         # Files, not pipes: nobody has to read on for the worker not to block.
         with self._out_file.open("wb") as out, self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
@@ -93,7 +103,7 @@ class LocalWorker:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
-                env=environ,
+                env=os.environ | self._variables,
                 start_new_session=True,
             )
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from pydantic.fields import FieldInfo
 
 from shoal.cli.exits import note
 from shoal.cli.invocation import current_invocation
@@ -26,46 +25,12 @@ from shoal_worker.fleet import ALL_DEVICES, count_gpus, serve_fleet
 from shoal_worker.messages import Ready
 from shoal_worker.metrics import PrometheusMetrics
 from shoal_worker.rq_worker import Worker
-from shoal_worker.settings import WorkerSettings, default_text, flag, read_settings, variable
-
-
-def _declarations(name: str, info: FieldInfo) -> tuple[str, ...]:
-    if info.annotation is bool:
-        return (f"{flag(name)}/--no-{flag(name)[2:]}",)
-    return (flag(name),)
-
-
-def _option_type(info: FieldInfo) -> Any:
-    kinds = get_args(info.annotation) if get_origin(info.annotation) is not Literal else ()
-    for kind in (info.annotation, *kinds):
-        if get_origin(kind) is Literal:
-            return click.Choice(list(get_args(kind)))
-        if kind in (int, float, bool):
-            return kind
-    return str
-
-
-def _metavar(info: FieldInfo) -> str | None:
-    return None if isinstance(_option_type(info), click.Choice) else "VALUE"
-
-
-def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option for each setting, with its description and variable."""
-    for name, info in reversed(WorkerSettings.model_fields.items()):
-        command = click.option(
-            *_declarations(name, info),
-            name,
-            type=_option_type(info),
-            default=None,
-            envvar=None if name == "redis" else variable(name),
-            metavar=_metavar(info),
-            help=f"{info.description} [default: {default_text(info)}]",
-        )(command)
-    return command
+from shoal_worker.setting_options import setting_options
+from shoal_worker.settings import WorkerSettings, read_settings
 
 
 @click.command()
-@setting_options
+@setting_options(WorkerSettings)
 def worker(**values: Any) -> None:
     """Serve a model: claim jobs, generate, write results back."""
     if values["model"] is None:

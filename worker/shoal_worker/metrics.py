@@ -183,7 +183,9 @@ class _JobMetrics:
             "jobs_abandoned_total", "Jobs taken back from a worker that had died.", queue=queues
         )
         self._fenced = declare.counter(
-            "commits_fenced_total", "Commits refused: the job was not ours any more.", queue=queues
+            "commits_fenced_total",
+            "Jobs whose results are refused: they were not ours any more.",
+            queue=queues,
         )
         self._last_commit = declare.gauge(
             "last_commit_timestamp_seconds", "Unix time of the last commit; 0 before the first."

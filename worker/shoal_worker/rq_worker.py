@@ -285,6 +285,9 @@ class Worker:
             if renewal.state != "held":
                 log.info("job %s is %s", job_id, renewal.state)
                 self._dispatcher.drop(job_id)
+                if renewal.state == "lost":
+                    # What the engine still makes of it is refused here, without asking Redis.
+                    self._emit(JobsMoved("fenced", renewal.claimed.queue, 1))
                 continue
             for index in renewal.cancelled_requests:
                 self._dispatcher.cancel_request(job_id, index)
@@ -325,6 +328,7 @@ class Worker:
         ready = self._engine.ready
         if ready is None:
             return {}
+        tokens, padding_tokens = self._throughput.totals()
         return {
             "shoal_model": ready.model_name,
             "shoal_device": ready.device,
@@ -333,6 +337,8 @@ class Worker:
             "shoal_running": self._state.requests_running if self._state else 0,
             "shoal_tokens_per_s": round(self._throughput.tokens_per_s(), 1),
             "shoal_padding_ratio": round(self._throughput.padding_ratio(), 4),
+            "shoal_tokens": tokens,
+            "shoal_padding_tokens": padding_tokens,
         }
 
     def _publish(self) -> None:

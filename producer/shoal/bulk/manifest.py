@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from shoal.bulk.folder import RunFolder, sync_folder
+from shoal.bulk.job_names import new_run_id
 from shoal.errors import InvalidRequest
 
 MANIFEST_VERSION = 1
@@ -43,6 +44,7 @@ class Manifest(BaseModel):
     """A run's identity, progress and digests.
 
     Attributes:
+        run_id: in the names of the run's jobs; kept when it goes on, new with `--overwrite`.
         rows_done: input rows of which the outcome is written, completions or error.
         rows_sha256: over the canonical rows, so the same whatever the output's format.
         file_sha256: over the output file's bytes.
@@ -51,6 +53,7 @@ class Manifest(BaseModel):
 
     version: int = MANIFEST_VERSION
     shoal: str = Field(default_factory=lambda: version("shoal"))
+    run_id: str = Field(default_factory=new_run_id)
     input: InputFile
     parameters: Parameters
     fingerprint: str | None = None
@@ -82,6 +85,10 @@ class Manifest(BaseModel):
                 f"{output} was begun with {' and '.join(found)}; give what it was begun with, "
                 "another output, or --overwrite to start anew"
             )
+
+    def is_other(self, other: Manifest) -> bool:
+        """Whether `other` is another run than this."""
+        return any(self._differences(other))
 
     def _differences(self, other: Manifest) -> Iterator[str]:
         if self.input.sha256 != other.input.sha256:
@@ -121,6 +128,23 @@ def load(path: Path) -> Manifest | None:
         raise InvalidRequest(_unreadable(path, f"{field} is missing or wrong")) from None
 
 
+def replaced_run(folder: RunFolder, manifest: Manifest, *, overwrite: bool) -> str | None:
+    """The run that this one, which has no rows yet, takes the place of; None if there is none.
+
+    One that was stopped before its first row was written is no other run, but goes on.
+    """
+    try:
+        earlier = load(folder.manifest)
+    except InvalidRequest:
+        return None
+    if earlier is None:
+        return None
+    if overwrite or earlier.is_other(manifest):
+        return earlier.run_id
+    manifest.run_id = earlier.run_id
+    return None
+
+
 def take_over(folder: RunFolder, manifest: Manifest) -> bool:
     """Whether the files hold rows of an earlier run of the same; its findings are taken over.
 
@@ -142,6 +166,7 @@ def take_over(folder: RunFolder, manifest: Manifest) -> bool:
             f"{folder.output} was complete with {earlier.output_bytes} bytes and has {sizes[0]} "
             "now; name another output, or give --overwrite to replace it"
         )
+    manifest.run_id = earlier.run_id
     manifest.fingerprint, manifest.model = earlier.fingerprint, earlier.model
     manifest.complete = earlier.complete
     if manifest.parameters.model is None:

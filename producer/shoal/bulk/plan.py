@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import InvalidRequest
+from shoal.wire import GenerationResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,45 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Workers:
+    """Who makes a run's rows, as far as it matters to the run.
+
+    Attributes:
+        num_slots: sequences that they decode at once, all together.
+        are_own: whether they end with the run, so that nobody finishes what it leaves behind.
+    """
+
+    num_slots: int = 0
+    are_own: bool = False
+
+
+@dataclass(slots=True)
+class Received:
+    """What has come since this start, written or not."""
+
+    tokens: int = 0
+    completions: int = 0
+    at_limit: int = 0
+    jobs_lost: int = 0
+
+    def add(self, result: GenerationResult) -> None:
+        """Count one result."""
+        self.tokens += result.usage.completion_tokens
+        self.completions += len(result.completions)
+        self.at_limit += sum(one.finish_reason == "length" for one in result.completions)
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come. Tokens and seconds count from this start, rows from the first."""
+    """How far a run has come. Tokens and seconds count from this start, rows from the first.
+
+    Attributes:
+        prompt_tokens, completion_tokens: of the rows that are written.
+        tokens_received: completion tokens, also of rows that wait for an earlier one.
+        completions_received, num_at_limit: how many came since this start, and how many of them
+            were ended by max_tokens.
+        jobs_lost: jobs that were gone from Redis without an answer, and were sent again.
+    """
 
     rows_total: int
     rows_done: int
@@ -82,6 +120,16 @@ class Progress:
     prompt_tokens: int
     completion_tokens: int
     elapsed_s: float
+    tokens_received: int = 0
+    completions_received: int = 0
+    num_at_limit: int = 0
+    jobs_lost: int = 0
+
+    @property
+    def limit_ratio(self) -> float | None:
+        """The share of completions that max_tokens has ended; None before there are any."""
+        received = self.completions_received
+        return self.num_at_limit / received if received else None
 
     @property
     def tokens_per_s(self) -> float:

@@ -14,26 +14,27 @@ from itertools import islice
 from typing import Any, Literal
 
 from shoal.bulk.folder import RunFolder
-from shoal.bulk.manifest import InputFile, Manifest, Parameters, take_over
-from shoal.bulk.plan import Limits, Plan, Progress
+from shoal.bulk.manifest import InputFile, Manifest, Parameters, replaced_run, take_over
+from shoal.bulk.packing import PendingRow, job_sequences
+from shoal.bulk.plan import Limits, Plan, Progress, Received, Workers
 from shoal.bulk.readers import read_rows, survey
 from shoal.bulk.resume import Row, Written, join
 from shoal.bulk.rows import FailedRow, InputRow, RowDefaults
-from shoal.bulk.window import PendingRow, Window
+from shoal.bulk.window import Window, take_back
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
 from shoal.errors import QueueFull, RedisUnavailable, ShoalError
-from shoal.jobs import MAX_PACK_REQUESTS
 from shoal.validation import parse
 from shoal.wire import GenerationResult, SamplingParams
 
 MAX_ATTEMPTS = 2
 MAX_WAITING_ROWS = 8_192  # Rows that ended before an earlier one; beyond it nothing new is sent.
+MAX_WAITING_TOKENS = 4_000_000  # Of these rows; about 40 bytes each.
+MAX_KEPT_SEQUENCES = 8_192  # Ended ones still in Redis; beyond it, what they say is synced early.
 MAX_READ_ROWS = 1_024  # In one turn, so that a file of broken rows cannot keep a signal waiting.
 MAX_OUTAGE_S = 60.0
 POLL_S = 0.5
 NUM_EXAMPLES = 3
-MIN_JOBS = 16
 
 Ending = Literal["complete", "interrupted", "timed out", "too many failures"]
 
@@ -47,7 +48,13 @@ class BulkRun:
     """
 
     def __init__(
-        self, plan: Plan, manifest: Manifest, rows_total: int, written: Written, rows: Iterator[Row]
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        rows_total: int,
+        written: Written,
+        rows: Iterator[Row],
+        replaced: str | None = None,
     ) -> None:
         self.plan = plan
         self.folder = RunFolder(plan.output)
@@ -56,12 +63,16 @@ class BulkRun:
         self.examples: list[tuple[InputRow, GenerationResult]] = []
         self.fingerprints: set[str] = set()
         self._written = written
+        self._replaced = replaced
         self._before = replace(written)
         self._rows = enumerate(rows, start=written.rows)
         self._again: list[PendingRow] = []
         self._anew: list[PendingRow] = []
         self._is_read = False
+        self._end = self._durable_rows = written.rows
+        self._received = Received()
         self._started_s = self._contact_s = time.monotonic()
+        self._ended_s: float | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -99,7 +110,8 @@ class BulkRun:
         rows: Iterator[Row] = islice(read_rows(plan.source, defaults), plan.limit)
         total = found.num_rows if plan.limit is None else min(found.num_rows, plan.limit)
         if plan.overwrite or not take_over(folder, manifest):
-            return cls(plan, manifest, total, Written(), rows)
+            replaced = replaced_run(folder, manifest, overwrite=plan.overwrite)
+            return cls(plan, manifest, total, Written(), rows, replaced)
         written, rows = join(rows, folder.output, folder.errors)
         # The manifest is saved after the rows: a killed run may have said it in these alone.
         manifest.fingerprint = manifest.fingerprint or written.fingerprint
@@ -135,7 +147,11 @@ class BulkRun:
             rows_before=before.rows,
             prompt_tokens=written.prompt_tokens - before.prompt_tokens,
             completion_tokens=written.completion_tokens - before.completion_tokens,
-            elapsed_s=time.monotonic() - self._started_s,
+            elapsed_s=(self._ended_s or time.monotonic()) - self._started_s,
+            tokens_received=self._received.tokens,
+            completions_received=self._received.completions,
+            num_at_limit=self._received.at_limit,
+            jobs_lost=self._received.jobs_lost,
         )
 
     def finish(self) -> None:
@@ -156,36 +172,38 @@ class BulkRun:
         stop: Callable[[], bool],
         on_turn: Callable[[Progress], None],
         model: str | None = None,
+        workers: Callable[[], Workers] = Workers,
     ) -> Ending:
         """Generate the rows that are left, until `stop` says so or a limit is reached.
 
         Args:
             model: asked for in each request; None takes whatever the worker serves.
+            workers: who makes the rows, asked each turn: with more of them more is in flight.
 
         Raises:
             RedisUnavailable, QueueFull: for longer than `MAX_OUTAGE_S`. Whatever `on_turn` raises.
         """
-        # A short run in full jobs would keep one worker of several busy, and show no progress.
-        num_left = self.rows_total - self._written.rows
-        window = Window(
-            client,
-            queue,
-            max_in_flight=limits.max_in_flight,
-            requests_per_job=max(1, min(MAX_PACK_REQUESTS, num_left // MIN_JOBS)),
-            model=model,
-            fingerprint=self.fingerprint,
-        )
+        run_id = self.manifest.run_id
+        window = Window(client, queue, run_id, model=model, fingerprint=self.fingerprint)
         self._started_s = self._contact_s = time.monotonic()
         with self._writer() as writer:
             self._save()
+            if self._replaced is not None:
+                take_back(client, queue, self._replaced)
+            window.find(self._end)
             try:
                 while (ending := self._ending(window, limits, stop)) is None:
+                    self._resize(window, limits, workers())
                     self._turn_or_wait(window, writer, on_turn)
+                    if window.num_kept > MAX_KEPT_SEQUENCES:
+                        writer.sync()
                     writer.sync_if_due(time.monotonic())
             finally:
+                self._ended_s = time.monotonic()
                 with contextlib.suppress(ShoalError):
-                    window.cancel()
+                    window.leave(takes_all=workers().are_own)
         self._save(complete=ending == "complete")
+        window.forget(self._durable_rows)
         return ending
 
     def _writer(self) -> OrderedWriter:
@@ -203,6 +221,12 @@ class BulkRun:
             return "timed out"
         return None
 
+    def _resize(self, window: Window, limits: Limits, workers: Workers) -> None:
+        """Fit window and jobs to the workers there are and to the rows that are left."""
+        window.max_in_flight = max(limits.max_in_flight, 2 * workers.num_slots)
+        num_left = self.rows_total - self._written.rows
+        window.job_sequences = job_sequences(num_left, window.max_in_flight)
+
     def _turn_or_wait(
         self, window: Window, writer: OrderedWriter, on_turn: Callable[[Progress], None]
     ) -> None:
@@ -211,29 +235,41 @@ class BulkRun:
             self._turn(window, writer)
             on_turn(self.progress())
             self._contact_s = time.monotonic()
-        except (RedisUnavailable, QueueFull):
+        except (RedisUnavailable, QueueFull) as error:
             if time.monotonic() - self._contact_s > MAX_OUTAGE_S:
                 raise
+            if isinstance(error, QueueFull):
+                # What has come is here; it would be made again, should this process be killed now.
+                window.forget(self._end)
             time.sleep(POLL_S)
 
     def _turn(self, window: Window, writer: OrderedWriter) -> None:
         """Take in what has ended, and send what there is room for."""
-        room = min(window.room, MAX_WAITING_ROWS - writer.num_waiting)
-        has_rows = self._again or self._anew or (room > 0 and not self._is_read)
+        has_rows = self._again or self._anew or (self._room(window, writer) and not self._is_read)
         can_send = has_rows or not window.is_sent
         # Taken in first: with Redis full, only that makes room for what is to be sent.
         for row, result in window.collect(0.0 if can_send else POLL_S):
             self._contact_s = time.monotonic()
             self._take_in(row, result, writer)
-        window.forget()
+        self._received.jobs_lost = window.num_lost
+        # Where a format is durable in large pieces only, what is written must do.
+        is_much = window.num_kept > 2 * MAX_KEPT_SEQUENCES
+        window.forget(self._written.rows if is_much else self._durable_rows)
         window.fingerprint = self.fingerprint
         # Rows for another attempt go first and whatever the room: the writer waits for them.
-        window.add(self._again, alone=True)
+        window.add_again(self._again, alone=True)
         self._again.clear()
-        window.add(self._anew)
+        window.add_again(self._anew)
         self._anew.clear()
-        window.add(self._read(min(window.room, MAX_WAITING_ROWS - writer.num_waiting), writer))
+        window.add(self._read(self._room(window, writer), writer), self._end)
         window.send()
+
+    def _room(self, window: Window, writer: OrderedWriter) -> int:
+        """Sequences that may be read and sent now."""
+        written = self._written.completion_tokens - self._before.completion_tokens
+        if self._received.tokens - written > MAX_WAITING_TOKENS:
+            return 0
+        return max(0, min(window.room, MAX_WAITING_ROWS - writer.num_waiting))
 
     def _read(self, room: int, writer: OrderedWriter) -> list[PendingRow]:
         """Rows of so many sequences; broken ones are answered here."""
@@ -245,6 +281,7 @@ class BulkRun:
             if position is None or row is None:
                 self._is_read = True
                 break
+            self._end = position + 1
             if isinstance(row, FailedRow):
                 writer.put(position, row)
             else:
@@ -258,7 +295,7 @@ class BulkRun:
         error = result.error
         if error is not None and error.retryable and pending.attempts < MAX_ATTEMPTS:
             self._again.append(pending)
-        elif error is None and self._is_of_other_kind(result) and pending.attempts < MAX_ATTEMPTS:
+        elif error is None and self._is_of_other_kind(result) and pending.attempts <= MAX_ATTEMPTS:
             self._anew.append(pending)
         else:
             writer.put(pending.position, self._outcome(pending, result))
@@ -274,6 +311,7 @@ class BulkRun:
         if result.error is not None:
             place = replace(row.place, attempts=row.place.attempts + pending.attempts)
             return FailedRow(place, row.id, row.source, result.error)
+        self._received.add(result)
         self.fingerprints.add(result.fingerprint)
         self.manifest.fingerprint = self.manifest.fingerprint or result.fingerprint
         self.manifest.model = self.manifest.model or result.model
@@ -284,6 +322,7 @@ class BulkRun:
     def _save(self, *, complete: bool = False) -> None:
         self._take_stock(complete=complete)
         self.manifest.save(self.folder.manifest)
+        self._durable_rows = self._written.rows
 
     def _take_stock(self, *, complete: bool) -> None:
         written, digest = self._written, self._written.sha256.hexdigest()

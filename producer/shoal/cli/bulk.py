@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from shoal.bulk.folder import check_output
-from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress
+from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress, Workers
 from shoal.bulk.readers import check_input
 from shoal.bulk.run import BulkRun, Ending
 from shoal.bulk.window import MAX_IN_FLIGHT
@@ -25,9 +25,12 @@ from shoal.cli.exits import (
     signals_kept,
 )
 from shoal.cli.options import common_options, given_sampling, model_option, sampling_options
-from shoal.cli.progress import display_for, print_examples, print_summary, summary_record
+from shoal.cli.padding import PaddingCount
+from shoal.cli.progress import display_for
+from shoal.cli.run_report import RunReport
 from shoal.cli.serving import Serving, connected
 from shoal.cli.show import error_console, output_console
+from shoal.cli.summary import print_examples, print_summary, summary_record
 from shoal.client import Client
 from shoal.errors import ShoalError
 from shoal.wire import MAX_SEED, QUEUE_BULK
@@ -106,11 +109,11 @@ def bulk(
             ) as serving,
             signals_kept() as stop,
         ):
-            limits = Limits(max(MAX_IN_FLIGHT, 2 * serving.num_slots), failures, timeout)
+            limits = Limits(MAX_IN_FLIGHT, failures, timeout)
             ending = _generate(run, client, serving, queue, limits, stop)
             serving.look_last()
-            padding_ratio = serving.padding_ratio
-    _report(run, padding_ratio, as_json=as_json)
+            padding = serving.padding
+    _report(run, padding, as_json=as_json)
     return _exit_code(run, ending, stop.signum)
 
 
@@ -134,13 +137,24 @@ def _generate(
 ) -> Ending:
     model = serving.requested_model()
     with _saved_on_error(run), display_for(error_console()) as display:
+        report = RunReport(run, client, queue, serving, display)
 
         def on_turn(progress: Progress) -> None:
             serving.watch()
             serving.require_kind(run.fingerprint)
-            display.show(progress, serving.padding_ratio)
+            report(progress)
 
-        return run.generate(client, queue, limits, stop=stop, on_turn=on_turn, model=model)
+        def workers() -> Workers:
+            return Workers(serving.num_slots, are_own=serving.has_local)
+
+        ending: Ending | None = None
+        try:
+            ending = run.generate(
+                client, queue, limits, stop=stop, on_turn=on_turn, model=model, workers=workers
+            )
+        finally:
+            report.end(ending or "failed")
+        return ending
 
 
 def _finish(run: BulkRun, *, as_json: bool) -> int:
@@ -152,17 +166,17 @@ def _finish(run: BulkRun, *, as_json: bool) -> int:
     elif was_complete:
         note(f"{run.plan.output} is already complete: {run.rows_total} rows; --overwrite redoes it")
     if as_json:
-        click.echo(json.dumps(summary_record(run, None)))
+        click.echo(json.dumps(summary_record(run, PaddingCount())))
     return _exit_code(run, "complete", None)
 
 
-def _report(run: BulkRun, padding_ratio: float | None, *, as_json: bool) -> None:
+def _report(run: BulkRun, padding: PaddingCount, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(summary_record(run, padding_ratio)))
+        click.echo(json.dumps(summary_record(run, padding)))
         return
     console = output_console()
     print_examples(run, console)
-    print_summary(run, padding_ratio, console)
+    print_summary(run, padding, console)
 
 
 def _exit_code(run: BulkRun, ending: Ending, signum: int | None) -> int:
