@@ -12,7 +12,6 @@ from ops.grafana.panels import (
     board,
     graph,
     quantile,
-    share,
     stat_panel,
     total_rate,
 )
@@ -71,8 +70,8 @@ def _progress() -> Iterator[AnyPanel]:
     )
     yield stat_panel(
         "Rows failed",
-        "Input rows with an error instead of completions; they are in the run's `errors.jsonl`, "
-        "itself a valid input.",
+        "Input rows with an error instead of completions (`shoal_bulk_run_rows`, state `failed`); "
+        "they are in the run's `errors.jsonl`, itself a valid input.",
         _rows("failed"),
         "short",
         anchor="bulk-runs",
@@ -80,8 +79,8 @@ def _progress() -> Iterator[AnyPanel]:
     )
     yield stat_panel(
         "Rows a second",
-        "Slope of the rows done and failed. Rows are written in input order, so one slow row "
-        "holds back those behind it for a while.",
+        "Slope of the rows done and failed (`shoal_bulk_run_rows`). Rows are written in input "
+        "order, so one slow row holds back those behind it for a while.",
         f'clamp_min(sum(deriv(shoal_bulk_run_rows{{{RUN}, state=~"done|failed"}}{RATE})), 0)',
         "short",
         anchor="bulk-runs",
@@ -137,9 +136,10 @@ def _pace() -> Iterator[AnyPanel]:
 def _made_of() -> Iterator[AnyPanel]:
     bulk_lane = f'{MODEL}, lane=~"bulk.*"'
     padding = total_rate("shoal_padding_tokens_total", bulk_lane, "phase")
-    work = (
+    computed = (
         f"{total_rate('shoal_prompt_tokens_total', bulk_lane)} + "
-        f"{total_rate('shoal_generation_tokens_total', bulk_lane)}"
+        f"{total_rate('shoal_generation_tokens_total', bulk_lane)} + "
+        f"{total_rate('shoal_padding_tokens_total', bulk_lane)}"
     )
     yield graph(
         "Padding in bulk lanes",
@@ -148,10 +148,7 @@ def _made_of() -> Iterator[AnyPanel]:
         "run's end, when slots run empty.",
         [
             Query(
-                share(
-                    padding,
-                    f"scalar({work} + {total_rate('shoal_padding_tokens_total', bulk_lane)})",
-                ),
+                f"{padding} / ignoring (phase) group_left () clamp_min({computed}, 1e-9)",
                 "{{phase}}",
             )
         ],

@@ -95,8 +95,8 @@ def _now() -> Iterator[AnyPanel]:
     )
     yield stat_panel(
         "Drained in",
-        "Waiting requests by the rate at which requests end now. What still arrives is not in it, "
-        "and long requests at the end take longer. Infinite while nothing ends.",
+        "Waiting requests (`shoal_queue_requests`) by the rate at which requests end now. What "
+        "still arrives is not in it, and the last ones take longer. Infinite while nothing ends.",
         f"({WAITING} / ({DONE} + {FAILED}) >= 0) or {WAITING}",
         "s",
         anchor="queues",
