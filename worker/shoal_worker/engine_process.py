@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ModelError
+from shoal.logs import LogFormat, configure
 from shoal_worker.events import Event
 from shoal_worker.lanes import LaneTable, default_table, parse_table
 from shoal_worker.loop import Engine as EngineOfLoop
@@ -52,14 +53,21 @@ class EngineProcess:
     """The parent's end: starts the process, sends and receives messages, sees it die.
 
     Args:
-        module: what the process runs, with the number of its pipe and the log level as arguments.
+        module: what the process runs, with the number of its pipe, the log's level and its format
+            as arguments.
     """
 
-    def __init__(self, settings: EngineSettings, log_level: str, module: str = __name__) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log_level: str,
+        module: str = __name__,
+        log_format: LogFormat = "text",
+    ) -> None:
         self._connection, theirs = Pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), log_level],
+                [sys.executable, "-m", module, str(theirs.fileno()), log_level, log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Out of the terminal's process group: Ctrl-C asks the parent to drain, not us.
@@ -303,9 +311,9 @@ def _die_with_parent() -> None:
 
 
 def _main(arguments: list[str]) -> None:
-    descriptor, log_level = arguments
+    descriptor, log_level, log_format = arguments
     _die_with_parent()
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(message)s")
+    configure(log_level, "json" if log_format == "json" else "text")
     connection: Connection[Any, Any] = Connection(int(descriptor))
     with contextlib.suppress(EOFError, BrokenPipeError):
         serve(connection, EngineSettings(**connection.recv()))

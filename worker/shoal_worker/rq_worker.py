@@ -89,7 +89,12 @@ class Worker:
         # Back well within the lease that others wait before they take what is overdue.
         self._watch = RedisWatch(self._emit, min(MAX_RETRY_S, settings.lease_s / 4))
         self._engine = EngineLink(
-            start_engine or (lambda: EngineProcess(settings.engine, settings.log_level)),
+            start_engine
+            or (
+                lambda: EngineProcess(
+                    settings.engine, settings.log_level, log_format=settings.log_format
+                )
+            ),
             hang_s=settings.hang_timeout_s,
         )
         self._held = HeldJobs()
