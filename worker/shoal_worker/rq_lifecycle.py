@@ -79,6 +79,9 @@ class Lifecycle:
             serializer reads their jobs.
         lease_s: a job whose lease is not renewed for so long runs again elsewhere.
         callbacks: run the callbacks that jobs bring along, and send their webhooks.
+
+    Attributes:
+        saw_nothing: whether the last claim looked through all queues and found nothing to take.
     """
 
     def __init__(self, worker: BaseWorker, *, lease_s: float, callbacks: bool = False) -> None:
@@ -88,6 +91,8 @@ class Lifecycle:
         self._redis: Redis = worker.connection
         self._answers_key = f"{RQ_KEY_PREFIX}:shoal:answers:{worker.name}"
         self._unanswered_claim: str | None = None
+        self._left_out: list[int] = []  # Ids at the head of each queue that the last claim left.
+        self.saw_nothing = False
         self._claim = self._script("claim")
         self._renew = self._script("renew")
         self._commit = self._script("commit")
@@ -103,8 +108,9 @@ class Lifecycle:
         is_repeated = self._unanswered_claim is not None
         claim_id = self._unanswered_claim or os.urandom(14).hex()
         self._unanswered_claim = claim_id
-        *claimed, (num_dropped, num_skipped) = self._claim(
-            keys=[LEASES_KEY, *self.worker.queue_keys()],
+        queue_keys = self.worker.queue_keys()
+        *claimed, (num_dropped, num_skipped, stopped_early, *left_out) = self._claim(
+            keys=[LEASES_KEY, *queue_keys],
             args=[
                 RQ_KEY_PREFIX,
                 self.worker.name,
@@ -118,9 +124,12 @@ class Lifecycle:
                 claim_id,
                 int(is_repeated),
                 fingerprint,
+                *(self._left_out or [0] * len(queue_keys)),
             ],
         )
         self._unanswered_claim = None
+        self._left_out = left_out
+        self.saw_nothing = not (claimed or stopped_early)
         if num_dropped:
             log.info("%d ids in the queues had no waiting job and were dropped", num_dropped)
         if num_skipped:

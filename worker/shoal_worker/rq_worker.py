@@ -185,8 +185,8 @@ class Worker:
 
     def _look_for_the_end(self) -> None:
         if self._settings.burst and self._engine.ready and self._held.is_empty:
-            keys = self._presence.worker.queue_keys()
-            self._burst_is_over = all(self._redis.llen(key) == 0 for key in keys)
+            # What is left in a queue is bound to workers of another kind.
+            self._burst_is_over = self._presence.is_suspended() or self._lifecycle.saw_nothing
 
     def _receive(self) -> None:
         wait_s = min(self._bell.wait_s(), COMMANDS_S)
