@@ -12,6 +12,7 @@ import click
 
 COMMANDS = {
     "throughput": "shoal_worker.bench.steps:main",
+    "ablate": "shoal_worker.bench.ablate.command:ablate",
 }
 
 
