@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from shoal_worker.bench.ablate.claims import as_gain
-from shoal_worker.bench.ablate.ledger import METRICS, Output, Reading, Row, RungRow
+from shoal_worker.bench.ablate.ledger import Output, Reading, Row, RungRow
 from shoal_worker.bench.ablate.ratios import steps
 
 _MIB = 2**20
+_RATES = ("tokens_per_s", "tokenised_per_s")
 Line = tuple[str, str, str, str]
 
 
@@ -16,8 +17,7 @@ class Cells(NamedTuple):
     """One switch, readable."""
 
     title: str
-    on: str
-    off: str
+    amounts: str
     gain: str
     verdict: str
     later: str
@@ -30,13 +30,12 @@ class Cells(NamedTuple):
         """Their heads, and how rich is to lay them out."""
         right = {"justify": "right"}
         return [
-            ("optimisation", {"overflow": "fold"}),
-            ("on", right),
-            ("off", right),
-            ("gain [95%]", right),
+            ("optimisation", {}),
+            ("on / off", right),
+            ("gain [95%], pairs", right),
             ("", {}),
-            ("first token, later ones", right),
-            ("peak memory", right),
+            ("first, later token", right),
+            ("peak memory on / off", right),
             ("output", {}),
             ("default", {}),
         ]
@@ -50,14 +49,14 @@ def cells_of(row: Row) -> Cells:
     """A row's."""
     metric, reading = row.main
     gain = row.gain
-    pairs = len(reading.values)
     verdict = "no effect" if gain.is_null else "faster" if gain.ratio > 1 else "slower"
+    if not row.evidence:
+        verdict += ", nothing differs"
     return Cells(
         title=row.title,
-        on=_amount(metric, reading.on),
-        off=_amount(metric, reading.off),
-        gain=f"{as_gain(gain)} ({pairs} pairs)",
-        verdict=verdict if row.evidence or row.kind == "loading" else f"{verdict}; nothing differs",
+        amounts=f"{_amount(metric, reading.on)} / {_amount(metric, reading.off)} {_unit(metric)}",
+        gain=f"{as_gain(gain)}, {len(reading.values)}",
+        verdict=verdict,
         later=_later(row.readings),
         memory=_memory(row.readings),
         output=_output(row.output),
@@ -80,9 +79,13 @@ def rung_cells(rungs: list[RungRow]) -> list[Line]:
 
 
 def _amount(metric: str, value: float) -> str:
-    if metric.endswith("_s") and metric not in ("tokens_per_s", "tokenised_per_s"):
-        return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
-    return f"{value:,.0f} {'tok/s' if metric.endswith('per_s') else METRICS[metric][1]}"
+    if metric in _RATES:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:.2f}"
+
+
+def _unit(metric: str) -> str:
+    return "tok/s" if metric in _RATES else "s"
 
 
 def _later(readings: dict[str, Reading]) -> str:
@@ -96,8 +99,8 @@ def _memory(readings: dict[str, Reading]) -> str:
         if metric in readings:
             reading = readings[metric]
             shown.append(
-                f"{reading.on / _MIB:,.0f} / {reading.off / _MIB:,.0f} MiB "
-                f"({reading.ratio - 1:+.0%})"
+                f"{reading.on / _MIB:,.0f} / {reading.off / _MIB:,.0f} MiB"
+                f" ({reading.ratio - 1:+.0%})"
             )
     return ", GPU ".join(shown)
 

@@ -109,15 +109,15 @@ class Measurements:
             self._say(f"{switch.title}: pair {number + 1} of {self._spec.load.fresh_pairs}")
             with self._process(switch, switch.on) as on:
                 made_on = {"load_s": on.load_s} | on.ask("peaks")
-                logits_on = on.ask("logits")
+                logits_on, counts_on = on.ask("logits"), on.ask("load_counts")
                 facts = on.ask("facts")
             with self._process(switch, switch.off) as off:
                 _add(values, made_on, {"load_s": off.load_s} | off.ask("peaks"))
-                logits_off = off.ask("logits")
+                logits_off, counts_off = off.ask("logits"), off.ask("load_counts")
         output = Output(
             equal=None, compared=0, max_logit_difference=_largest_difference(logits_on, logits_off)
         )
-        return _row(switch, values, output, "", facts)
+        return _row(switch, values, output, difference(counts_on, counts_off) or "", facts)
 
     @contextmanager
     def _process(

@@ -20,7 +20,7 @@ from shoal_worker.bench.ablate.switches import Kind
 
 _CHILD = "shoal_worker.bench.ablate.child"
 _LEAVING_S = 3
-Question = Literal["run", "peaks", "counts", "logits", "facts"]
+Question = Literal["run", "peaks", "counts", "load_counts", "logits", "facts"]
 
 
 @dataclass(frozen=True, slots=True)

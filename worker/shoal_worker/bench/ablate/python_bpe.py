@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import regex
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from shoal.errors import ModelError
@@ -19,8 +19,8 @@ from shoal.errors import ModelError
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-class PythonBPE:
-    """Encodes text without special tokens.
+class PythonBPE(PreTrainedTokenizer):
+    """GPT-2's first tokenizer, on what transformers still has for tokenizers in Python.
 
     Raises:
         ModelError: the tokenizer is of another kind.
@@ -33,21 +33,36 @@ class PythonBPE:
             raise ModelError("the model's tokenizer is no byte-level BPE as GPT-2's is")
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
         self._vocab: dict[str, int] = model["vocab"]
+        self._tokens: dict[int, str] = {token_id: token for token, token_id in self._vocab.items()}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
         self._prefix = " " if splitting.get("add_prefix_space") else ""
         self._words = regex.compile(_WORDS)
         self._characters: dict[int, str] = bytes_to_unicode()
-        self._cache: dict[str, list[int]] = {}
+        self._cache: dict[str, list[str]] = {}
+        super().__init__(special_tokens_pattern="none")  # type: ignore[no-untyped-call]
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids."""
-        token_ids: list[int] = []
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in it."""
+        return len(self._vocab)
+
+    def get_vocab(self) -> dict[str, int]:
+        """All tokens and their ids."""
+        return dict(self._vocab)
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        tokens: list[str] = []
         for word in self._words.findall(self._prefix + text):
             if word not in self._cache:
-                characters = [self._characters[byte] for byte in word.encode()]
-                self._cache[word] = [self._vocab[part] for part in self._merged(characters)]
-            token_ids += self._cache[word]
-        return token_ids
+                self._cache[word] = self._merged([self._characters[byte] for byte in word.encode()])
+            tokens += self._cache[word]
+        return tokens
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._vocab[token]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._tokens[index]
 
     def _merged(self, parts: list[str]) -> list[str]:
         while len(parts) > 1:

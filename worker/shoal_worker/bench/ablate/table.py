@@ -8,11 +8,14 @@ from rich.table import Table
 from shoal_worker.bench.ablate.cells import Cells, cells_of, rung_cells
 from shoal_worker.bench.ablate.ledger import Header, Ledger, Row
 
+_WIDTH = 170
 _STYLES = {"faster": "green", "slower": "red", "no effect": "dim"}
 
 
 def show(ledger: Ledger, console: Console) -> None:
-    """Print it."""
+    """Print it, as wide as it needs to be where no terminal sets a limit."""
+    if not console.is_terminal:
+        console.width = _WIDTH
     console.print(header_text(ledger.header), style="dim", highlight=False)
     if ledger.rows:
         console.print(_switches(ledger.rows))
@@ -39,7 +42,7 @@ def _switches(rows: list[Row]) -> Table:
         table.add_column(name, **options)
     for row in rows:
         cells = cells_of(row)
-        table.add_row(*cells.texts(), style=_STYLES.get(cells.verdict))
+        table.add_row(*cells.texts(), style=_STYLES.get(cells.verdict.partition(",")[0]))
     return table
 
 

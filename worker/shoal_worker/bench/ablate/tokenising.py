@@ -49,7 +49,7 @@ def _way(
 ) -> Callable[[list[str]], list[list[int]]]:
     if way == "python":
         python = PythonBPE(tokenizer)
-        return lambda texts: [python.encode(text) for text in texts]
+        return lambda texts: [python(text)["input_ids"] for text in texts]
     if way == "single":
         return lambda texts: [tokenizer(text)["input_ids"] for text in texts]
     return lambda texts: tokenizer(texts)["input_ids"]

@@ -55,6 +55,7 @@ class ServingTrial:
     def __init__(
         self, model: str, device: str, arm: Arm, load: Load, stack: ExitStack, *, warm_up: bool
     ) -> None:
+        self._model, self._named = model, device
         self._arm = arm
         self._load = load
         self._engines: list[Engine | RecomputingEngine] = []
@@ -192,6 +193,18 @@ class ServingTrial:
             "tensors returned by a pass": str(self._num_returned()),
         }
         return Counts(launched, facts)
+
+    def load_counts(self) -> Counts:
+        """What loading once more launches."""
+        with ExitStack() as stack:
+            return Counts(
+                launched_by(
+                    lambda: ServingTrial(
+                        self._model, self._named, self._arm, self._load, stack, warm_up=False
+                    )
+                ),
+                {},
+            )
 
     def _last_logits(self, lane: LaneSpec) -> Tensor:
         if isinstance(self._engine, RecomputingEngine):
