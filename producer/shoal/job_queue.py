@@ -13,6 +13,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
+from redis import OutOfMemoryError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
 
@@ -34,6 +35,7 @@ from shoal.job_states import (
 from shoal.jobs import (
     ENQUEUE_ONCE,
     EXPIRIES_KEY,
+    Command,
     Handle,
     OutgoingJob,
     cancel_key,
@@ -164,11 +166,21 @@ class JobQueue:
         """What Redis says of each job now."""
         states: dict[str, JobState] = {}
         for some, commands in state_reads(job_ids):
-            with self._redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                states |= read_states(some, pipeline.execute())
+            with self._redis_errors():
+                try:
+                    replies = self._read(commands, transaction=True)
+                except OutOfMemoryError:
+                    # It refuses each command of a transaction, also those that only read. But what
+                    # has a result must be read, and forgotten, for there to be room again.
+                    replies = self._read(commands, transaction=False)
+            states |= read_states(some, replies)
         return states
+
+    def _read(self, commands: Sequence[Command], *, transaction: bool) -> list[Any]:
+        with self.redis.pipeline(transaction=transaction) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return pipeline.execute()
 
     def block(self, states: dict[str, JobState], deadline: Deadline) -> None:
         """Until one of the jobs has a new result, a second at the most."""
