@@ -31,7 +31,7 @@ class Opened:
 
     Attributes:
         written: what stays of an earlier run; rows: what is left to do.
-        replaced: the id of a run that this one takes the place of.
+        replaced: the run whose place this one takes, if that may have jobs in Redis.
     """
 
     manifest: Manifest

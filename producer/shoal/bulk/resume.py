@@ -89,6 +89,17 @@ def join(
     return written, iter(())
 
 
+def written_records(
+    rows: Iterable[Row], output: Output, line_format: LineFormat
+) -> Iterator[tuple[list[InputRow], Lines]]:
+    """The records that the output answers, in order; those with an error line are left out."""
+    rest = iter(rows)
+    completions = _Records(output.stored(), line_format.key)
+    while record := _next_record(rest):
+        if found := _answer(record, completions, line_format):
+            yield [row for row in record if isinstance(row, InputRow)], found
+
+
 def _next_record(rows: Iterator[Row]) -> list[Row]:
     """The rows of the next record, all its prompts; none at the end."""
     record: list[Row] = []

@@ -29,6 +29,7 @@ COMMANDS = {
     "cancel": "shoal.cli.submit:cancel",
     "status": "shoal.cli.status:status",
     "bulk": "shoal.cli.bulk:bulk",
+    "verify": "shoal.cli.verify:verify",
 }
 
 
