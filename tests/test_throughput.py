@@ -122,7 +122,7 @@ def test_totals_tell_both_kinds_of_positions(throughput: Throughput) -> None:
 
 
 def test_the_rate_while_busy_knows_no_pauses() -> None:
-    clock = FakeClock()
+    clock = Clock()
     throughput = Throughput(clock)
     assert throughput.busy_tokens_per_s() == 0.0
 
