@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from shoal.bulk.card import write_card
 from shoal.bulk.folder import RunFolder
@@ -142,3 +143,17 @@ def _write_card(folder: RunFolder, num_rows: int) -> None:
     manifest = load(folder.manifest)
     assert manifest is not None, "a run saves its manifest before it ends"
     write_card(folder.output, manifest, num_rows)
+
+
+def stock_of(written: Written, output: Output, *, complete: bool) -> dict[str, Any]:
+    """What a manifest says of how far its run has come."""
+    return {
+        "rows_done": written.rows,
+        "rows_failed": written.rows_failed,
+        "rows_skipped": written.rows_skipped,
+        "completions": written.completions,
+        "complete": complete,
+        "output_bytes": output.size(),
+        "rows_sha256": written.sha256.hexdigest(),
+        "file_sha256": output.sha256() if complete else None,
+    }
