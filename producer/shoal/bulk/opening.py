@@ -6,7 +6,7 @@ Owns which output and which lines a plan asks for. Nothing is changed here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from shoal.bulk.card import write_card
@@ -21,6 +21,7 @@ from shoal.bulk.readers import Survey, input_format, read_rows, survey
 from shoal.bulk.resume import Written, join
 from shoal.bulk.rows import Row
 from shoal.bulk.shards import Shards
+from shoal.bulk.streams import kept_inputs, spool
 from shoal.validation import parse
 from shoal.wire import SamplingParams
 
@@ -41,6 +42,28 @@ class Opened:
     written: Written
     rows: Iterator[Row]
     replaced: str | None = None
+
+
+def open_with_input(plan: Plan) -> tuple[Plan, Opened]:
+    """`open_run`, with standard input kept as a file first: the plan then names that.
+
+    What is refused is not kept, and takes nothing's place.
+    """
+    if str(plan.source) != "-":
+        return plan, open_run(plan)
+    folder = RunFolder(plan.output).path
+    before = kept_inputs(folder)
+    plan = replace(plan, source=spool(folder, is_table=not plan.fields.are_default))
+    try:
+        opened = open_run(plan)
+    except BaseException:
+        if plan.source not in before:
+            plan.source.unlink()
+        raise
+    for path in before:
+        if path != plan.source:
+            path.unlink()
+    return plan, opened
 
 
 def open_run(plan: Plan) -> Opened:

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 from shoal.bulk.append_file import is_disk_full
 from shoal.bulk.folder import RunFolder
-from shoal.bulk.opening import Opened, open_run
+from shoal.bulk.opening import Opened, open_run, open_with_input
 from shoal.bulk.packing import PendingRow, job_sequences
 from shoal.bulk.plan import Limits, Plan, Progress, Received, Workers
 from shoal.bulk.rows import SKIPPED, FailedRow, InputRow
-from shoal.bulk.streams import spool
 from shoal.bulk.window import Window, take_back
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
@@ -79,12 +78,8 @@ class BulkRun:
         Raises:
             OutputLocked: another run has it. InvalidRequest: as `begin`.
         """
-        folder = RunFolder(plan.output)
-        with folder.locked():
-            if str(plan.source) == "-":
-                is_table = not plan.fields.are_default
-                plan = replace(plan, source=spool(folder.path, is_table=is_table))
-            yield cls.begin(plan)
+        with RunFolder(plan.output).locked():
+            yield cls(*open_with_input(plan))
 
     @classmethod
     def begin(cls, plan: Plan) -> BulkRun:

@@ -50,7 +50,7 @@ class Shards:
     @property
     def paths(self) -> list[Path]:
         """All shards that there are, in order."""
-        paths = []
+        paths: list[Path] = []
         while (path := self.path(len(paths))).exists():
             paths.append(path)
         return paths
