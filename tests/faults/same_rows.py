@@ -168,8 +168,8 @@ class Circumstances:
         what, shuffles = "jobs shuffled", 0
         with self._server.client() as connection:
             connection.set("rq:suspended", 1)
+            time.sleep(1.5)  # Workers look once a second whether they are suspended.
             with self._run(what) as producer:
-                time.sleep(1.1)  # Workers look once a second whether they are suspended.
                 _wait(lambda: connection.llen("rq:queue:shoal-bulk") > 1, producer)
                 while producer.is_running:
                     seed = self._chance.randrange(2**31)
