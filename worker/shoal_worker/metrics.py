@@ -172,9 +172,9 @@ class _JobMetrics:
         self._claimed = declare.counter("jobs_claimed_total", "Jobs claimed.", queue=queues)
         self._committed = declare.counter(
             "jobs_committed_total",
-            "Jobs whose end was written to Redis: finished with results, or failed.",
+            "Claimed jobs that ended: with results, as failed, or cancelled while they ran.",
             queue=queues,
-            outcome=("finished", "failed"),
+            outcome=("finished", "failed", "cancelled"),
         )
         self._retried = declare.counter(
             "jobs_retried_total", "Claimed jobs given back to their queue.", queue=queues
@@ -183,7 +183,9 @@ class _JobMetrics:
             "jobs_abandoned_total", "Jobs taken back from a worker that had died.", queue=queues
         )
         self._fenced = declare.counter(
-            "commits_fenced_total", "Commits refused: the job was not ours any more.", queue=queues
+            "commits_fenced_total",
+            "Jobs whose results are refused: they were not ours any more.",
+            queue=queues,
         )
         self._last_commit = declare.gauge(
             "last_commit_timestamp_seconds", "Unix time of the last commit; 0 before the first."
@@ -198,6 +200,8 @@ class _JobMetrics:
                 self._commit(event, "finished")
             case "failed":
                 self._commit(event, "failed")
+            case "cancelled":
+                self._committed(event.queue, "cancelled").inc(event.jobs)  # Not by our commit.
             case "retried":
                 self._retried(event.queue).inc(event.jobs)
             case "abandoned":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from contextlib import ExitStack, closing
 
@@ -11,10 +9,12 @@ import click
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from shoal.cli.exits import EXIT_DONE, note, signals_kept
+from shoal.cli.invocation import current_invocation
 from shoal.cli.options import common_options
 from shoal.embedded import EmbeddedRedis
 from shoal.exporter import QueueCollector
 from shoal.http import HttpServer
+from shoal.logs import configure, json_line
 from shoal.redis_url import redacted, resolve_url
 
 DEFAULT_PORT = 9471
@@ -42,7 +42,8 @@ STOP_POLL_S = 0.2
 @common_options
 def exporter(*, metrics_host: str, metrics_port: int, redis_url: str | None) -> int:
     """Export the queues' metrics for Prometheus; one for each Redis."""
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    log_format = current_invocation().log_format
+    configure("info", log_format)
     with ExitStack() as stack:
         stop = stack.enter_context(signals_kept())
         url = resolve_url(redis_url)
@@ -63,7 +64,8 @@ def exporter(*, metrics_host: str, metrics_port: int, redis_url: str | None) -> 
                 is_ready=collector.trouble,
             )
         )
-        click.echo(f"ready: queues at {redacted(url)}, metrics at {server.url}/metrics")
+        ready = f"ready: queues at {redacted(url)}, metrics at {server.url}/metrics"
+        click.echo(json_line("info", ready) if log_format == "json" else ready)
         while not stop():
             time.sleep(STOP_POLL_S)
     return EXIT_DONE

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
 import click
 
 from shoal.cli.exits import Interrupted, complain, exit_code, signals_raise
+from shoal.cli.invocation import Invocation, remember_debug
 from shoal.errors import ShoalError
 
 ENTRY_POINTS = "shoal.commands"
@@ -29,14 +29,8 @@ COMMANDS = {
     "status": "shoal.cli.status:status",
     "bulk": "shoal.cli.bulk:bulk",
     "exporter": "shoal.cli.exporter:exporter",
+    "verify": "shoal.cli.verify:verify",
 }
-
-
-@dataclass(slots=True)
-class Invocation:
-    """What holds for one run of the command line."""
-
-    debug: bool = False
 
 
 class LazyGroup(click.Group):
@@ -81,7 +75,7 @@ class LazyGroup(click.Group):
         except (Exception, Interrupted) as error:  # noqa: BLE001 - the process's edge
             if invocation.debug:
                 traceback.print_exception(error)
-            complain(error)
+            complain(error, invocation)
             code = exit_code(error)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -115,13 +109,6 @@ def _unavailable(name: str, missing: str) -> click.Command:
         add_help_option=False,
         short_help=f"Not installed: {install}",
     )
-
-
-def remember_debug(ctx: click.Context, _parameter: click.Parameter, debug: bool) -> None:  # noqa: FBT001
-    """Keep `--debug` where the edge finds it when the context is gone."""
-    invocation = ctx.find_object(Invocation)
-    if debug and invocation is not None:
-        invocation.debug = True
 
 
 @click.group(
