@@ -35,7 +35,7 @@ SCRAPE_S = 1.0
 RATE_INTERVAL = "15s"
 CHECKED_AFTER_S = 30.0
 BULK_ROWS = 400
-HARM_EVERY_S = 40.0
+HARM_EVERY_S = 60.0
 SHOAL = ("-c", "from shoal.cli import main; main()")
 
 

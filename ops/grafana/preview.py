@@ -105,8 +105,9 @@ def draw(dashboard: dict[str, Any], answers: Callable[[dict[str, Any]], Answers]
         axes = figure.add_axes(box if panel["type"] in ("stat", "table") else inner)
         _PANELS[panel["type"]](axes, panel, answers(panel))
     figure.savefig(PICTURE, dpi=96)
-    # Flat colours: a palette of 96 loses nothing that is seen, and two thirds of the bytes.
-    Image.open(PICTURE).convert("RGB").quantize(96).save(PICTURE, optimize=True)
+    # Flat colours: a palette loses nothing that is seen, and half of the bytes.
+    palette = Image.open(PICTURE).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
+    palette.save(PICTURE, optimize=True)
     print(f"{PICTURE}: {PICTURE.stat().st_size // 1024} KiB")
 
 
