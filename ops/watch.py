@@ -35,6 +35,7 @@ SCRAPE_S = 1.0
 RATE_INTERVAL = "15s"
 CHECKED_AFTER_S = 30.0
 BULK_ROWS = 400
+NO_DRAIN = ("--drain-timeout", "0")  # At the end the Redis goes too.
 HARM_EVERY_S = 60.0
 SHOAL = ("-c", "from shoal.cli import main; main()")
 
@@ -61,7 +62,15 @@ def watch(stack: ExitStack, folder: Path, options: argparse.Namespace) -> None:
     url = stack.enter_context(EmbeddedRedis(folder)).url
     at = ("--redis", url, "--metrics-port", "0")
     worker = stack.enter_context(
-        server("-m", "shoal_worker", "--model", options.model, *at, log=folder / "worker.log")
+        server(
+            "-m",
+            "shoal_worker",
+            "--model",
+            options.model,
+            *at,
+            *NO_DRAIN,
+            log=folder / "worker.log",
+        )
     )
     exporter = stack.enter_context(server(*SHOAL, "exporter", *at, log=folder / "exporter.log"))
     print(f"  Redis       {url}\n  worker      {worker.url}/metrics")
