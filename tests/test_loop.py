@@ -534,7 +534,7 @@ def test_a_failed_step_is_for_whoever_runs_the_loop() -> None:
 class _FailingTokenizer(LetterTokenizer):
     """Trips over one prompt."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_options: bool) -> dict[str, list[int]]:
         if text == "secret":
             raise OverflowError(f"cannot read {text}")
         return super().__call__(text)

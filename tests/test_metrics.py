@@ -215,6 +215,7 @@ def test_a_request_without_a_token_has_no_time_to_its_first(observed: Observed) 
         ("claimed", "jobs_claimed_total", {}),
         ("committed", "jobs_committed_total", {"outcome": "finished"}),
         ("failed", "jobs_committed_total", {"outcome": "failed"}),
+        ("cancelled", "jobs_committed_total", {"outcome": "cancelled"}),
         ("retried", "jobs_retried_total", {}),
         ("abandoned", "jobs_abandoned_total", {}),
         ("fenced", "commits_fenced_total", {}),

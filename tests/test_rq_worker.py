@@ -28,6 +28,8 @@ from shoal import AsyncClient, Cancelled, Client, Expired, GenerationFailed, Res
 from shoal.errors import InvalidRequest, QueueFull
 from shoal.job_states import StreamedText
 from shoal.wire import GenerationRequest
+from shoal_worker import rq_lifecycle, rq_worker
+from shoal_worker.rq_lifecycle import LEASES_KEY
 
 StartWorker = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
 
@@ -453,6 +455,20 @@ def test_an_engine_that_dies_whatever_it_is_given_ends_the_worker_and_spares_the
     assert client.redis.llen("rq:queue:shoal-default") == 6
 
 
+def test_many_requests_of_one_job_that_kill_the_engine_do_not_end_the_worker(
+    client: Client, start_worker: StartWorker
+) -> None:
+    with start_worker():
+        jobs = client.submit_many([*["crash"] * 5, "p", "next"], requests_per_job=6)
+        assert [job.result(timeout=60).text for job in jobs[5:]] == ["P", "NEXT"]
+        assert not any(job.handle.index > 4 for job in jobs[:5])
+        for job in jobs[:5]:
+            with pytest.raises(GenerationFailed, match="each time it ran this request alone"):
+                job.result(timeout=20)
+
+    assert len(failed_jobs(client)) == 5
+
+
 def test_rq_s_shutdown_command_drains(client: Client, start_worker: StartWorker) -> None:
     with start_worker(name="w1") as process:
         send_shutdown_command(client.redis, "w1")
@@ -501,6 +517,42 @@ def test_burst_leaves_when_the_queues_are_empty(client: Client, redis_url: str) 
 
     assert code == 0
     assert [job.result(timeout=1).text for job in jobs] == ["A", "B"]
+
+
+def test_burst_leaves_what_is_bound_to_other_workers(client: Client, redis_url: str) -> None:
+    bound, job = client.submit("a"), client.submit("b")
+    client.redis.hset(f"rq:job:{bound.id}", "meta", '{"fingerprint": "another"}')
+
+    code = scripted_worker(redis_url, burst=True).run(lambda _ready: None)
+
+    assert (code, bound.status, job.status) == (0, "queued", "finished")
+
+
+def test_burst_ends_while_rq_is_suspended(client: Client, redis_url: str) -> None:
+    job = client.submit("a")
+    suspend(client.redis)
+    code = scripted_worker(redis_url, burst=True).run(lambda _ready: None)
+
+    assert (code, job.status) == (0, "queued")
+
+
+def test_a_dead_worker_s_jobs_are_taken_back_in_one_go_however_many(
+    client: Client, redis_url: str, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (rq_lifecycle, rq_worker):
+        monkeypatch.setattr(module, "MAX_JOBS_PER_RECOVERY", 2)
+    monkeypatch.setattr(rq_worker, "SOCKET_TIMEOUT_S", -3_600)  # No grace after a server's start.
+    jobs = client.submit_many(["a", "b", "c", "d", "e"], requests_per_job=1)
+    with start_worker(delay_s=60):
+        wait_until(lambda: all(job.status == "started" for job in jobs), "all run")
+    leases: Any = client.redis.zrange(LEASES_KEY, 0, -1)
+    client.redis.zadd(LEASES_KEY, dict.fromkeys(leases, 1))
+
+    # Its next regular look would come much too late.
+    monkeypatch.setattr(rq_worker, "RECOVER_S", 3_600)
+    scripted_worker(redis_url, burst=True, lease_s=300).run(lambda _ready: None)
+
+    assert [job.status for job in jobs] == ["finished"] * 5
 
 
 def test_the_producer_loads_no_torch() -> None:

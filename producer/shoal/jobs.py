@@ -246,6 +246,8 @@ def pack(
 def prompt_bytes(request: GenerationRequest) -> int:
     """The prompt's size: UTF-8 bytes of text, four bytes a token."""
     prompt = request.prompt
+    if request.messages:
+        return sum(len(message.content.encode()) for message in request.messages)
     return len(prompt.encode()) if isinstance(prompt, str) else BYTES_PER_TOKEN * len(prompt)
 
 

@@ -248,7 +248,8 @@ def test_a_stopped_run_finds_again_what_was_begun_and_what_has_ended(
     ending, run = generate(
         client,
         plan,
-        stop=lambda: len(worker.seen) > 60 and nothing_is_queued(client),
+        # Begun, not only taken from the queue: what is between the two may be taken back.
+        stop=lambda: len(worker.seen) == 200,
         on_turn=lambda progress: seen.append(progress.rows_done),
     )
 
@@ -295,11 +296,16 @@ def test_a_run_that_stops_with_its_own_workers_takes_back_what_they_have_begun(
     assert client.redis.keys("rq:job:*") == []
 
 
-def killed(client: Client, plan: Plan, monkeypatch: pytest.MonkeyPatch, after_rows: int) -> None:
+def killed(
+    client: Client,
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    is_time: Callable[[Progress], bool],
+) -> None:
     """A run that ends as one that is killed: it takes nothing back, and deletes nothing more."""
 
     def die(progress: Progress) -> None:
-        if progress.rows_done >= after_rows:
+        if is_time(progress):
             raise EOFError
 
     with monkeypatch.context() as patch:
@@ -322,7 +328,7 @@ def test_a_killed_run_generates_nothing_anew(
     records[30]["n"] = 3
     records[31]["prompt"] = "FLAKY"
     plan = Plan(write_input(tmp_path, records), output)
-    killed(client, plan, monkeypatch, after_rows=60)
+    killed(client, plan, monkeypatch, lambda progress: progress.rows_done >= 60)
     with output.open("r+b") as file:
         # Mid-row, mid-job: what the page cache held of it is gone.
         file.truncate(output.stat().st_size // 2 + 7)
@@ -344,12 +350,50 @@ def test_a_run_killed_before_its_first_row_was_written_goes_on_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan = Plan(write_input(tmp_path, prompts(50)), output)
-    killed(client, plan, monkeypatch, after_rows=0)
+    killed(client, plan, monkeypatch, lambda _progress: True)
 
     ending, _run = generate(client, plan)
 
     assert ending == "complete"
     assert len(worker.seen) == 50
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_jobs_found_again_stay_bound_unless_the_run_goes_on_mixed(
+    client: Client,
+    redis_url: str,
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mixed: bool,
+) -> None:
+    source = write_input(tmp_path, prompts(200))
+    first = ScriptedWorker(redis_url, fingerprint="first").__enter__()
+    first.released.set()
+
+    def bound_jobs_wait(progress: Progress) -> bool:
+        if progress.rows_done and not first.stopped.is_set():
+            first.__exit__(None, None, None)
+        return first.stopped.is_set() and any("fingerprint" in m for m in waiting_jobs(client))
+
+    killed(client, Plan(source, output), monkeypatch, bound_jobs_wait)
+    plan = Plan(source, output, mixed=mixed)
+
+    with ScriptedWorker(redis_url, fingerprint="other") as other:
+        other.released.set()
+        ending, _run = generate(
+            client, plan, Limits(max_in_flight=64, timeout_s=30 if mixed else 1)
+        )
+        if not mixed:
+            assert (ending, other.seen) == ("timed out", [])
+            with ScriptedWorker(redis_url, fingerprint="first") as again:
+                again.released.set()
+                ending, _run = generate(client, plan)
+
+    assert ending == "complete"
+    kinds = {"first", "other"} if mixed else {"first"}
+    assert {row["fingerprint"] for row in rows(output)} == kinds
+    assert client.redis.keys("rq:*bulk*") == []
 
 
 @pytest.mark.parametrize("change", [{"overwrite": True}, {"seed": 1}])
@@ -361,7 +405,7 @@ def test_a_run_that_takes_the_place_of_another_takes_back_its_jobs(
     change: dict[str, Any],
 ) -> None:
     source = write_input(tmp_path, prompts(50))
-    killed(client, Plan(source, output), monkeypatch, after_rows=0)
+    killed(client, Plan(source, output), monkeypatch, lambda _progress: True)
     old: list[Any] = list(client.redis.scan_iter("rq:job:*"))
 
     generate(client, Plan(source, output, **change), stop=lambda: True)

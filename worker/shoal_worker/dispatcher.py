@@ -21,7 +21,7 @@ from shoal_worker.probation import Probation, Suspect
 from shoal_worker.rq_outcomes import Claimed, DeadLetter, Failed, Stopped, Succeeded
 
 RUN_ALONE_AFTER = 2  # Workers that died under a job; `recover.lua` counts them the same way.
-MAX_FRUITLESS_DEATHS = 3
+MAX_FRUITLESS_JOBS = 3
 KILLED_ENGINE = "killed_engine"
 
 log = logging.getLogger("shoal.worker")
@@ -43,7 +43,7 @@ class Dispatcher:
         self._held = held
         self._queues = queues
         self._probation = Probation()
-        self._fruitless_deaths = 0
+        self._fruitless: list[str | None] = []  # None: it died with nothing to do.
 
     @property
     def takes_more(self) -> bool:
@@ -88,7 +88,7 @@ class Dispatcher:
 
     def done(self, message: JobDone) -> None:
         """The engine has results of a job."""
-        self._fruitless_deaths = 0
+        self._fruitless.clear()
         self._probation.clear(message.job_id, message.indexes)
         if message.indexes is None:
             self._held.end(message.job_id, lambda claimed: Succeeded(claimed, message.result))
@@ -132,14 +132,19 @@ class Dispatcher:
         self._emit(EngineDied(self._engine.died_of_memory, was_split))
         if convicted is None and not had_none:
             return
-        self._fruitless_deaths += 1
-        if self._fruitless_deaths > MAX_FRUITLESS_DEATHS:
+        # What kills an engine comes in many copies within a job. So a job counts once, and the
+        # requests of others are asked next: if they are answered, the engine is sound.
+        of_job = None if convicted is None else convicted.job_id
+        if of_job is None or of_job not in self._fruitless:
+            self._fruitless.append(of_job)
+        if len(self._fruitless) > MAX_FRUITLESS_JOBS:
             raise EngineFailedError(
-                f"the engine process {self._engine.last_death}, and so did "
-                f"{MAX_FRUITLESS_DEATHS} before it, with nothing answered in between"
+                f"the engine process {self._engine.last_death}, and so did those that ran "
+                f"{MAX_FRUITLESS_JOBS} other jobs, or none, with nothing answered in between"
             )
         if convicted is not None:
             self._bury(convicted)
+            self._probation.put_last(convicted.job_id)
 
     def _all_suspects(self) -> list[Suspect]:
         return [suspect for one in self._held.all() for suspect in _suspects(self._held[one.id])]

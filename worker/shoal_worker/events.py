@@ -97,9 +97,12 @@ class EngineDied:
 
 @dataclass(frozen=True, slots=True)
 class JobsMoved:
-    """Jobs went from one place to another: claimed, committed, retried, abandoned or fenced."""
+    """Jobs went from one place to another: claimed, and from there to one of the ends.
 
-    kind: Literal["claimed", "committed", "retried", "abandoned", "fenced", "failed"]
+    For each worker, claimed ones are held now, or committed, failed, cancelled, retried or fenced.
+    """
+
+    kind: Literal["claimed", "committed", "retried", "abandoned", "fenced", "failed", "cancelled"]
     queue: str
     jobs: int
 

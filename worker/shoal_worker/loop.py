@@ -140,7 +140,7 @@ class ServingLoop:
             self._answer_error(message.job_id, request, "model_mismatch", text)
             return
         try:
-            request.sequences = self._codec.sequences(
+            sequences = self._codec.sequences(
                 request.request,
                 message.job_id,
                 index,
@@ -159,7 +159,11 @@ class ServingLoop:
             text = f"the request could not be tokenised: {kind}"
             self._answer_error(message.job_id, request, "internal_error", text)
             return
-        for sequence in request.sequences:
+        if request.request.count_only:
+            request.result = self._answers.counted(request, sequences)
+            return
+        request.sequences = sequences
+        for sequence in sequences:
             sequence.queue = message.queue
             if sequence.deadline_s is not None:
                 sequence.deadline_s -= message.queued_s

@@ -172,9 +172,9 @@ class _JobMetrics:
         self._claimed = declare.counter("jobs_claimed_total", "Jobs claimed.", queue=queues)
         self._committed = declare.counter(
             "jobs_committed_total",
-            "Jobs whose end was written to Redis: finished with results, or failed.",
+            "Claimed jobs that ended: with results, as failed, or cancelled while they ran.",
             queue=queues,
-            outcome=("finished", "failed"),
+            outcome=("finished", "failed", "cancelled"),
         )
         self._retried = declare.counter(
             "jobs_retried_total", "Claimed jobs given back to their queue.", queue=queues
@@ -200,6 +200,8 @@ class _JobMetrics:
                 self._commit(event, "finished")
             case "failed":
                 self._commit(event, "failed")
+            case "cancelled":
+                self._committed(event.queue, "cancelled").inc(event.jobs)  # Not by our commit.
             case "retried":
                 self._retried(event.queue).inc(event.jobs)
             case "abandoned":

@@ -14,4 +14,9 @@ manifest.py   what a run is: its input, parameters, progress and digests
 folder.py     the folder beside the output: lock, manifest, errors
 plan.py       what a run is to make, its limits, its progress
 run.py        a run from its first row to its manifest
+pace.py       how fast a count has grown lately
+run_state.py  how a run goes, as Redis keeps it
+outputs.py    what a run has written, read back
+comparison.py where two completions of one row part
+verification.py   rows made again and compared
 """

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from shoal.bulk.fields import Fields, Kind
+from shoal.bulk.rows import RowDefaults
+from shoal.bulk.shards import ROWS_PER_SHARD
 from shoal.errors import InvalidRequest
 from shoal.wire import GenerationResult
+
+OnLongRow = Literal["error", "truncate-left", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,12 @@ class Plan:
         limit: rows at the most.
         model: as the user named it; a run is bound to it.
         mixed: whether workers of several kinds may make the rows; else they are the first one's.
+        fields: which fields of a record are its prompt and id, and which are kept.
+        on_long: what becomes of a row whose prompt does not fit: an error, cut at its start, or
+            left out.
+        ignore_model: whether the models that batch lines name are not asked for.
+        return_token_ids: whether each row has the tokens of its completion.
+        rows_per_shard: of a Parquet output.
     """
 
     source: Path
@@ -31,6 +42,23 @@ class Plan:
     model: str | None = None
     overwrite: bool = False
     mixed: bool = False
+    fields: Fields = field(default_factory=Fields)
+    on_long: OnLongRow = "error"
+    ignore_model: bool = False
+    return_token_ids: bool = False
+    rows_per_shard: int = ROWS_PER_SHARD
+
+    def row_defaults(self, kinds: Mapping[str, Kind]) -> RowDefaults:
+        """How the rows of the input are read, with these types of kept columns."""
+        return RowDefaults(
+            self.sampling,
+            self.seed,
+            self.fields,
+            kinds,
+            on_long="truncate-left" if self.on_long == "truncate-left" else "error",
+            skip_long=self.on_long == "skip",
+            ignore_model=self.ignore_model,
+        )
 
 
 @dataclass(frozen=True, slots=True)

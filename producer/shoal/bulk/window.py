@@ -128,8 +128,9 @@ class Window:
     def find(self, position: int) -> int:
         """Look for jobs of an earlier start of the run, which goes on at this row; their number.
 
-        What they hold of rows before it is deleted. What has not ended and waits for another kind
-        of worker than the run does now is taken back, or it would wait for ever.
+        What they hold of rows before it is deleted. What has not ended and is not bound as the run
+        is now is taken back: to the wrong kind of worker, it might wait for ever; to none, the
+        wrong kind might generate it.
         """
         names = []
         useless, settled = [], []
@@ -137,7 +138,7 @@ class Window:
             name = JobName.parse(job_id)
             if name is None or name.last < position or job.status in CANCELLED:
                 settled.append(job_id)
-            elif job.status in ENDED or job.fingerprint in {None, self.fingerprint}:
+            elif job.status in ENDED or self._suits(job):
                 names.append(name)
             else:
                 useless.append(job_id)
@@ -223,6 +224,14 @@ class Window:
         self._unsent.clear()
         self._num_in_flight = 0
 
+    def _suits(self, job: ListedJob) -> bool:
+        """Whether a job that has not ended is bound as the run is now.
+
+        What runs already and is bound to nobody is let run: who answers it is looked at then.
+        """
+        is_free = job.status == "started" and job.fingerprint is None
+        return is_free or job.fingerprint == self.fingerprint
+
     def _submit(
         self, rows: Sequence[PendingRow], *, skips: bool, max_sequences: int | None = None
     ) -> None:
@@ -253,7 +262,9 @@ class Window:
 
     def _request(self, row: PendingRow) -> GenerationRequest:
         request = row.row.request
-        return request.model_copy(update={"model": self._model}) if self._model else request
+        if self._model is None or request.model is not None:
+            return request  # A batch line may name the model that it is for.
+        return request.model_copy(update={"model": self._model})
 
     def _send_again(
         self, rows: Sequence[PendingRow]
@@ -289,7 +300,7 @@ def take_back(client: Client, queue: str, run_id: str) -> None:
 def _answers(
     job_id: str, job: _Job, state: JobState
 ) -> Iterator[tuple[PendingRow, GenerationResult]]:
-    ids = [None if row is None else row.row.id for row in job.rows]
+    ids = [None if row is None else row.row.request.id or row.row.id for row in job.rows]
     results = results_of(state, job_id, ids, has_more=job.is_found)
     for row, result in zip(job.rows, results, strict=True):
         if row is not None:

@@ -8,6 +8,7 @@
     submit.py     submit, result, cancel
     status.py     status
     bulk.py       bulk; run_report.py, progress.py and summary.py tell how it goes and went
+    verify.py     verify
 
 `worker` and whatever other extras bring come from the entry points `shoal.commands`.
 """

@@ -14,6 +14,7 @@ from shoal.bulk.folder import check_output
 from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress, Workers
 from shoal.bulk.readers import check_input
 from shoal.bulk.run import BulkRun, Ending
+from shoal.bulk.shards import ROWS_PER_SHARD
 from shoal.bulk.window import MAX_IN_FLIGHT
 from shoal.cli.exits import (
     EXIT_DONE,
@@ -24,6 +25,7 @@ from shoal.cli.exits import (
     note,
     signals_kept,
 )
+from shoal.cli.input_options import InputChoices, input_options
 from shoal.cli.options import common_options, given_sampling, model_option, sampling_options
 from shoal.cli.padding import PaddingCount
 from shoal.cli.progress import display_for
@@ -43,7 +45,8 @@ from shoal.wire import MAX_SEED, QUEUE_BULK
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="A .jsonl file: one flat row a completion, in input order.",
+    help="A .jsonl, .jsonl.zst or .parquet file, or a folder of .parquet shards: one flat row a "
+    "completion, in input order. Batch lines in a .jsonl are answered in OpenAI's response lines.",
 )
 @model_option
 @click.option(
@@ -52,6 +55,16 @@ from shoal.wire import MAX_SEED, QUEUE_BULK
     default=0,
     show_default=True,
     help="Row i's seed follows from it and i.",
+)
+@input_options
+@click.option("--return-token-ids", is_flag=True, help="A column of each completion's tokens.")
+@click.option(
+    "--rows-per-shard",
+    type=click.IntRange(1),
+    default=ROWS_PER_SHARD,
+    show_default=True,
+    metavar="N",
+    help="Rows of each .parquet file in a folder.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Rows at the most.")
 @click.option("--max-failures", metavar="N|P%", help="Stop when more rows have failed.")
@@ -86,17 +99,36 @@ def bulk(
     queue: str,
     timeout: float | None,
     redis_url: str | None,
-    **sampling: Any,
+    return_token_ids: bool,
+    rows_per_shard: int,
+    **others: Any,
 ) -> int:
     """Generate a whole file: resumable, in order.
 
-    INPUT is a .txt file with a prompt a line, or a .jsonl file with `prompt` and perhaps `id`,
-    sampling fields and `metadata` in each. The same command again goes on where it was stopped.
+    INPUT is a .txt file with a prompt a line, a .jsonl file with `prompt` and perhaps `id`,
+    sampling fields and `metadata` in each, OpenAI's batch lines, a .csv or a .parquet file; all but
+    the last also as .gz or .zst. `-` is standard input, which is kept beside the output. The same
+    command again goes on where it was stopped.
     """
     check_input(source)
     check_output(output, source)
     failures = MaxFailures() if max_failures is None else MaxFailures.parse(max_failures)
-    plan = Plan(source, output, given_sampling(sampling), seed, limit, model, overwrite, mixed)
+    choices = InputChoices.taken_from(others)
+    plan = Plan(
+        source,
+        output,
+        given_sampling(others),
+        seed,
+        limit,
+        model,
+        overwrite,
+        mixed,
+        choices.fields,
+        choices.on_long,
+        choices.ignore_model,
+        return_token_ids,
+        rows_per_shard,
+    )
     with BulkRun.locked(plan) as run:
         if not run.has_rows_left:
             return _finish(run, as_json=as_json)
@@ -128,18 +160,33 @@ def _saved_on_error(run: BulkRun) -> Iterator[None]:
 
 
 def _done(run: BulkRun) -> str:
-    progress = run.progress()
-    return f"{progress.rows_done} of {progress.rows_total} rows are written"
+    return f"{run.rows_saved} of {run.rows_total} rows are written"
+
+
+def _tell_full_disk(run: BulkRun, told: list[bool]) -> None:
+    """Say once that a run waits for room, and once that it goes on."""
+    if run.is_disk_full == told[0]:
+        return
+    told[0] = run.is_disk_full
+    if run.is_disk_full:
+        note(
+            f"the disk of {run.plan.output} is full: waiting until there is room; nothing is lost, "
+            f"{_done(run)}"
+        )
+    else:
+        note("there is room again: going on")
 
 
 def _generate(
     run: BulkRun, client: Client, serving: Serving, queue: str, limits: Limits, stop: StopRequest
 ) -> Ending:
     model = serving.requested_model()
+    told = [False]
     with _saved_on_error(run), display_for(error_console()) as display:
         report = RunReport(run, client, queue, serving, display)
 
         def on_turn(progress: Progress) -> None:
+            _tell_full_disk(run, told)
             serving.watch()
             serving.require_kind(run.fingerprint)
             report(progress)
@@ -179,6 +226,18 @@ def _report(run: BulkRun, padding: PaddingCount, *, as_json: bool) -> None:
     print_summary(run, padding, console)
 
 
+def _tell_choices(run: BulkRun) -> None:
+    """What came of `--on-long`."""
+    if run.num_truncated:
+        note(f"{_rows(run.num_truncated)} had prompts too long, which lost their beginning")
+    if run.manifest.rows_skipped:
+        note(f"{_rows(run.manifest.rows_skipped)} too long and left out, see {run.folder.errors}")
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number} rows"
+
+
 def _exit_code(run: BulkRun, ending: Ending, signum: int | None) -> int:
     """The exit code, and the one line for an end that is not simply done."""
     progress = run.progress()
@@ -195,6 +254,7 @@ def _exit_code(run: BulkRun, ending: Ending, signum: int | None) -> int:
             return EXIT_SOME_FAILED
         case "complete":
             pass
+    _tell_choices(run)
     if len(run.fingerprints) > 1:
         note(f"{len(run.fingerprints)} kinds of workers answered; their rows differ by fingerprint")
     if progress.rows_failed:

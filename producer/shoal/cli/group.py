@@ -29,6 +29,7 @@ COMMANDS = {
     "status": "shoal.cli.status:status",
     "bulk": "shoal.cli.bulk:bulk",
     "exporter": "shoal.cli.exporter:exporter",
+    "verify": "shoal.cli.verify:verify",
 }
 
 

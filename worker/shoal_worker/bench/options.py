@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ from click.core import ParameterSource
 
 from shoal.cli.invocation import remember_debug
 from shoal_worker.bench.shapes import DEFAULT_SHAPE, SHAPES
-from shoal_worker.bench.workloads import DEFAULT_MAX_TOKENS
+from shoal_worker.bench.workloads import DEFAULT_MAX_TOKENS, Choice
 from shoal_worker.setting_options import setting_options
 from shoal_worker.settings import EngineSettings, read_engine_settings
 
@@ -23,6 +24,7 @@ _DECIDED = ("served_model_name", "warm_up")
 
 def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The engine's settings, `--shape`, the workload, `--rounds`, `--quick` and `--json`."""
+    command = _with_choice(command)
     for option in reversed(
         (
             click.option(
@@ -70,6 +72,25 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _with_choice(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the command the workload's options as one `Choice`, and the rounds as a number."""
+
+    @wraps(command)
+    def run(
+        *,
+        workload: str,
+        prompts: int | None,
+        max_tokens: int,
+        quick: bool,
+        rounds: int | None,
+        **others: Any,
+    ) -> Any:
+        choice = Choice(workload, prompts, max_tokens, quick)
+        return command(workload=choice, rounds=rounds or (1 if quick else 3), **others)
+
+    return run
 
 
 @contextmanager

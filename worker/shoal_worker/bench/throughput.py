@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from shoal_worker.bench.ceilings import measured_ceilings, size_of
@@ -19,18 +18,11 @@ from shoal_worker.bench.roofline import Ceilings, step_s, workload_s
 from shoal_worker.bench.runs import PhaseTotal, Run
 from shoal_worker.bench.steps import DecodeStep, decode_step, prefill_ms
 from shoal_worker.bench.through_queue import ThroughQueue
-from shoal_worker.bench.workloads import (
-    DEFAULT_PROMPTS,
-    WORKLOADS,
-    Workload,
-    file_requests,
-    requests,
-)
+from shoal_worker.bench.workloads import WARM_UP_PART, Choice, Workload, chosen_workload
 from shoal_worker.engine import LoadedModel
 from shoal_worker.settings import EngineSettings
 
 ENGINE, QUEUE = "engine alone", "through the queue"
-WARM_UP_PART = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +30,15 @@ class Wanted:
     """What to measure.
 
     Attributes:
-        workload: W1, W2 or a file.
-        prompts: at the most; None leaves it to the device, or takes the whole file.
         rounds: in each of which everything runs once.
         calls: that a step's time is the mean of.
-        redis_url: of a server to go through; None for an embedded one of our own.
-        is_quick: fewer prompts, where their number is left to us.
         through_queue: else the engine alone.
+        redis_url: of a server to go through; None for an embedded one of our own.
     """
 
-    workload: str
-    prompts: int | None
-    max_tokens: int
+    workload: Choice
     rounds: int
     calls: int
-    is_quick: bool = False
     through_queue: bool = True
     redis_url: str | None = None
 
@@ -126,7 +112,9 @@ def measure(settings: EngineSettings, wanted: Wanted, tell: Callable[[str], None
     tell("loading and warming up the engine")
     engine = EngineAlone(settings)
     loaded = engine.engine.loaded
-    workload = chosen_workload(wanted, loaded)
+    workload = chosen_workload(
+        wanted.workload, loaded.device.type, loaded.vocab_size, _encoder(loaded)
+    )
     workload.check_fits(engine.engine.table.max_positions("bulk"))
     tell("measuring the device")
     ceilings = measured_ceilings(loaded.device, loaded.dtype)
@@ -165,20 +153,12 @@ def measure(settings: EngineSettings, wanted: Wanted, tell: Callable[[str], None
     )
 
 
-def chosen_workload(wanted: Wanted, loaded: LoadedModel) -> Workload:
-    """W1, W2 or a file's, as large as was wanted."""
-    if wanted.workload in WORKLOADS:
-        number = wanted.prompts or DEFAULT_PROMPTS[loaded.device.type]
-        if wanted.prompts is None and wanted.is_quick:
-            number //= 4
-        return Workload(wanted.workload, requests(wanted.workload, number, loaded.vocab_size))
-    path = Path(wanted.workload)
-
+def _encoder(loaded: LoadedModel) -> Callable[[str], list[int]]:
     def encode(text: str) -> list[int]:
         token_ids: list[int] = loaded.tokenizer(text)["input_ids"]
         return token_ids
 
-    return Workload(path.name, file_requests(path, wanted.prompts, wanted.max_tokens, encode))
+    return encode
 
 
 def _runs(

@@ -10,6 +10,7 @@ import click
 from shoal.cli.show import output_console
 from shoal_worker.bench.options import measuring_options, served_model, settings_of
 from shoal_worker.bench.report_lines import telling
+from shoal_worker.bench.workloads import Choice
 
 
 @click.command()
@@ -28,14 +29,11 @@ from shoal_worker.bench.report_lines import telling
 )
 def throughput(
     *,
-    workload: str,
-    prompts: int | None,
-    max_tokens: int,
-    rounds: int | None,
+    workload: Choice,
+    rounds: int,
     calls: int | None,
     through_queue: bool,
     redis_url: str | None,
-    quick: bool,
     as_json: bool,
     shape: str | None,
     **settings: Any,
@@ -51,11 +49,8 @@ def throughput(
 
     wanted = Wanted(
         workload=workload,
-        prompts=prompts,
-        is_quick=quick,
-        max_tokens=max_tokens,
-        rounds=rounds or (1 if quick else 3),
-        calls=calls or (5 if quick else 20),
+        rounds=rounds,
+        calls=calls or (5 if workload.is_quick else 20),
         through_queue=through_queue,
         redis_url=redis_url,
     )

@@ -23,6 +23,24 @@ WORKLOADS = ("W1", "W2")
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 50}
 DEFAULT_PROMPTS = {"cpu": 256, "cuda": 4096}
 DEFAULT_MAX_TOKENS = 64
+WARM_UP_PART = 1 / 8
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a person asked for.
+
+    Attributes:
+        name: W1, W2 or a file.
+        prompts: at the most; None leaves it to the device, or takes the whole file.
+        max_tokens: of a file's rows that do not say.
+        is_quick: fewer prompts, where their number is left to us.
+    """
+
+    name: str
+    prompts: int | None
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    is_quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,22 @@ class Workload:
             made, asked = result.usage.completion_tokens, request.sampling.max_tokens
             if made != asked:
                 raise ShoalError(f"a request of {self.name} made {made} tokens of {asked}")
+
+
+def chosen_workload(
+    choice: Choice, device_kind: str, vocab_size: int, encode: Callable[[str], list[int]]
+) -> Workload:
+    """W1, W2 or a file's, as large as was wanted.
+
+    Args:
+        device_kind: cpu or cuda.
+        encode: a text's token ids.
+    """
+    if choice.name in WORKLOADS:
+        number = choice.prompts or DEFAULT_PROMPTS[device_kind] // (4 if choice.is_quick else 1)
+        return Workload(choice.name, requests(choice.name, number, vocab_size))
+    path = Path(choice.name)
+    return Workload(path.name, file_requests(path, choice.prompts, choice.max_tokens, encode))
 
 
 def requests(workload: str, num_prompts: int, vocab_size: int) -> list[GenerationRequest]:
