@@ -25,7 +25,7 @@ from tests.conftest import wait_until
 from tests.scripted_engine import scripted_worker
 
 from shoal import AsyncClient, Cancelled, Client, Expired, GenerationFailed, ResultTimeout
-from shoal.errors import InvalidRequest, QueueFull
+from shoal.errors import InvalidRequest, QueueFull, RedisUnavailable
 from shoal.job_states import StreamedText
 from shoal.wire import GenerationRequest
 from shoal_worker import rq_lifecycle, rq_worker
@@ -266,6 +266,33 @@ def test_redis_out_of_memory_is_a_full_queue(client: Client) -> None:
     finally:
         client.redis.config_set("maxmemory", 0)
     assert client.redis.keys("rq:job:*") == []
+
+
+def test_results_are_read_from_a_full_redis(
+    client: Client, redis_url: str, start_worker: StartWorker
+) -> None:
+    async def read(job_id: str) -> str:
+        async with AsyncClient(redis_url) as async_client:
+            return (await async_client.job(job_id).result(timeout=5)).text
+
+    with start_worker():
+        job = client.submit("p")
+        job.result(timeout=20)
+    client.redis.config_set("maxmemory", 1)
+    try:
+        assert job.result(timeout=5).text == "P"
+        assert asyncio.run(read(job.id)) == "P"
+    finally:
+        client.redis.config_set("maxmemory", 0)
+
+
+def test_a_replica_is_no_place_to_submit_to(client: Client) -> None:
+    client.redis.replicaof("127.0.0.1", "1")
+    try:
+        with pytest.raises(RedisUnavailable, match=r"refuses for now: .*read only replica"):
+            client.submit("p")
+    finally:
+        client.redis.replicaof("NO", "ONE")
 
 
 @pytest.mark.parametrize(

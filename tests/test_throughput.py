@@ -119,3 +119,17 @@ def test_totals_tell_both_kinds_of_positions(throughput: Throughput) -> None:
 
     assert tokens == 10
     assert throughput.padding_ratio() == padding_tokens / (tokens + padding_tokens)
+
+
+def test_the_rate_while_busy_knows_no_pauses() -> None:
+    clock = Clock()
+    throughput = Throughput(clock)
+    assert throughput.busy_tokens_per_s() == 0.0
+
+    throughput(StepRun("decode", "l", rows=4, slots=8, tokens=4, padding_tokens=4, duration_s=0.5))
+    clock.now_s += 100
+    throughput(
+        StepRun("prefill", "l", rows=2, slots=4, tokens=60, padding_tokens=0, duration_s=1.0)
+    )
+
+    assert throughput.busy_tokens_per_s() == 4.0

@@ -13,6 +13,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
+from redis import OutOfMemoryError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
 
@@ -187,17 +188,28 @@ class JobQueue:
 
     def execute(self, commands: Iterable[Command]) -> list[Any]:
         """Run commands in one transaction; a reply for each."""
-        with self._redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return list(pipeline.execute())
+        with self._redis_errors():
+            return self._replies(commands, transaction=True)
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """What Redis says of each job now."""
         states: dict[str, JobState] = {}
         for some, commands in state_reads(job_ids):
-            states |= read_states(some, self.execute(commands))
+            with self._redis_errors():
+                try:
+                    replies = self._replies(commands, transaction=True)
+                except OutOfMemoryError:
+                    # It refuses each command of a transaction, also those that only read. But what
+                    # has a result must be read, and forgotten, for there to be room again.
+                    replies = self._replies(commands, transaction=False)
+            states |= read_states(some, replies)
         return states
+
+    def _replies(self, commands: Iterable[Command], *, transaction: bool) -> list[Any]:
+        with self.redis.pipeline(transaction=transaction) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(pipeline.execute())
 
     def block(self, states: dict[str, JobState], deadline: Deadline) -> None:
         """Until one of the jobs has a new result, a second at the most."""

@@ -114,12 +114,16 @@ def redacted(url: str) -> str:
     return f"{scheme}{separator}{shown_user if at else ''}{at}{address}{tail}"
 
 
+# A replica after a failover, a disk that is full, replicas that are gone: it may work later.
+_REFUSALS = ("READONLY", "MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY")
+
+
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
     """Turn redis-py's errors into Shoal's.
 
     Raises:
-        QueueFull: Redis is out of memory. RedisUnavailable: it does not answer.
+        QueueFull: Redis is out of memory. RedisUnavailable: it does not answer, or refuses for now.
     """
     try:
         yield
@@ -130,6 +134,11 @@ def redis_errors(url: str) -> Iterator[None]:
         ) from None
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise RedisUnavailable(f"Redis at {redacted(url)} does not answer: {error}") from None
+    except redis.ResponseError as error:
+        refuses_now = isinstance(error, redis.ReadOnlyError)
+        if not refuses_now and not any(word in str(error) for word in _REFUSALS):
+            raise
+        raise RedisUnavailable(f"Redis at {redacted(url)} refuses for now: {error}") from None
 
 
 def connect(

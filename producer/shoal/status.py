@@ -53,7 +53,11 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One registered worker. What only Shoal's own workers tell is None with others."""
+    """One registered worker. What only Shoal's own workers tell is None with others.
+
+    Attributes:
+        tokens_per_s: lately; busy_tokens_per_s: while it had anything to do.
+    """
 
     name: str
     state: str
@@ -67,6 +71,7 @@ class WorkerState:
     slots: int | None = None
     running: int | None = None
     tokens_per_s: float | None = None
+    busy_tokens_per_s: float | None = None
     padding_ratio: float | None = None
     tokens: int | None = None
     padding_tokens: int | None = None
@@ -231,6 +236,7 @@ def _worker(name: str, fields: Mapping[bytes, bytes], now_s: float) -> WorkerSta
         slots=_number(text.get("shoal_slots"), int),
         running=_number(text.get("shoal_running"), int),
         tokens_per_s=_number(text.get("shoal_tokens_per_s"), float),
+        busy_tokens_per_s=_number(text.get("shoal_busy_tokens_per_s"), float),
         padding_ratio=_number(text.get("shoal_padding_ratio"), float),
         tokens=_number(text.get("shoal_tokens"), int),
         padding_tokens=_number(text.get("shoal_padding_tokens"), int),

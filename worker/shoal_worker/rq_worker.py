@@ -342,6 +342,7 @@ class Worker:
             "shoal_slots": ready.num_slots,
             "shoal_running": self._state.requests_running if self._state else 0,
             "shoal_tokens_per_s": round(self._throughput.tokens_per_s(), 1),
+            "shoal_busy_tokens_per_s": round(self._throughput.busy_tokens_per_s(), 1),
             "shoal_padding_ratio": round(self._throughput.padding_ratio(), 4),
             "shoal_tokens": tokens,
             "shoal_padding_tokens": padding_tokens,

@@ -57,16 +57,16 @@ class BulkRun:
         self.num_truncated = 0
         self.examples: list[tuple[InputRow, GenerationResult]] = []
         self.fingerprints: set[str] = set()
+        self._replaced = opened.replaced
         self._output, self._line_format = opened.output, opened.line_format
         self._written = opened.written
         self._before = replace(opened.written)
         self._rows = enumerate(opened.rows, start=opened.written.positions)
         self.rows_saved = opened.written.rows
-        self._replaced = opened.replaced
         self._again: list[PendingRow] = []
         self._anew: list[PendingRow] = []
         self._is_read = False
-        self._end = self._durable_position = opened.written.positions
+        self._end = self._durable_positions = opened.written.positions
         self._received = Received()
         self._started_s = self._contact_s = time.monotonic()
         self._ended_s: float | None = None
@@ -180,7 +180,7 @@ class BulkRun:
                     window.leave(takes_all=workers().are_own)
         if not self.is_disk_full and ending != "complete":
             self._save()
-        window.forget(self._durable_position)
+        window.forget(self._durable_positions)
         return ending
 
     def _writer(self) -> OrderedWriter:
@@ -225,14 +225,14 @@ class BulkRun:
             return "timed out"
         return None
 
-    def _is_answered(self, window: Window) -> bool:
-        return window.is_empty and not self._again and not self._anew
-
     def _resize(self, window: Window, limits: Limits, workers: Workers) -> None:
         """Fit window and jobs to the workers there are and to the rows that are left."""
         window.max_in_flight = max(limits.max_in_flight, 2 * workers.num_slots)
         num_left = self.rows_total - self._written.rows
         window.job_sequences = job_sequences(num_left, window.max_in_flight)
+
+    def _is_answered(self, window: Window) -> bool:
+        return window.is_empty and not self._again and not self._anew
 
     def _turn_or_wait(
         self, window: Window, writer: OrderedWriter, on_turn: Callable[[Progress], None]
@@ -252,16 +252,15 @@ class BulkRun:
 
     def _turn(self, window: Window, writer: OrderedWriter) -> None:
         """Take in what has ended, and send what there is room for."""
-        has_rows = self._again or self._anew or (self._room(window, writer) and not self._is_read)
+        room = self._room(window, writer)
+        has_rows = self._again or self._anew or (room > 0 and not self._is_read)
         can_send = has_rows or not window.is_sent
         # Taken in first: with Redis full, only that makes room for what is to be sent.
         for row, result in window.collect(0.0 if can_send else POLL_S):
             self._contact_s = time.monotonic()
             self._take_in(row, result, writer)
         self._received.jobs_lost = window.num_lost
-        # Where a format is durable in large pieces only, what is written must do.
-        is_much = window.num_kept > 2 * MAX_KEPT_SEQUENCES
-        window.forget(self._written.positions if is_much else self._durable_position)
+        window.forget(self._durable_positions)
         window.fingerprint = self.fingerprint
         # Rows for another attempt go first and whatever the room: the writer waits for them.
         window.add_again(self._again, alone=True)
@@ -337,7 +336,7 @@ class BulkRun:
         self._take_stock(complete=complete)
         self.manifest.save(self.folder.manifest)
         self.rows_saved = self._written.rows
-        self._durable_position = self._written.positions
+        self._durable_positions = self._written.positions
 
     def _take_stock(self, *, complete: bool) -> None:
         written = self._written

@@ -16,6 +16,7 @@ from shoal.bulk.readers import check_input
 from shoal.bulk.run import BulkRun, Ending
 from shoal.bulk.shards import ROWS_PER_SHARD
 from shoal.bulk.window import MAX_IN_FLIGHT
+from shoal.cli.dry_run import dry_run
 from shoal.cli.exits import (
     EXIT_DONE,
     EXIT_SIGNAL_BASE,
@@ -66,6 +67,12 @@ from shoal.wire import MAX_SEED, QUEUE_BULK
     metavar="N",
     help="Rows of each .parquet file in a folder.",
 )
+@click.option(
+    "--dry-run",
+    "is_dry",
+    is_flag=True,
+    help="Tell rows, tokens, refusals, time and disk, and generate nothing.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Rows at the most.")
 @click.option("--max-failures", metavar="N|P%", help="Stop when more rows have failed.")
 @click.option(
@@ -101,6 +108,7 @@ def bulk(
     redis_url: str | None,
     return_token_ids: bool,
     rows_per_shard: int,
+    is_dry: bool,
     **others: Any,
 ) -> int:
     """Generate a whole file: resumable, in order.
@@ -129,6 +137,8 @@ def bulk(
         return_token_ids,
         rows_per_shard,
     )
+    if is_dry:
+        return dry_run(plan, queue, redis_url, as_json=as_json)
     with BulkRun.locked(plan) as run:
         if not run.has_rows_left:
             return _finish(run, as_json=as_json)
