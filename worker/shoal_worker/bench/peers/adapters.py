@@ -94,17 +94,26 @@ class TransformersBatch:
 
     def __init__(self, setup: Setup) -> None:
         self._model = _transformers_model(setup)
+        self._kind = setup.kind
         self.differs = "paged cache"
 
     def generate(self, prompts: list[list[int]], new_tokens: list[int]) -> list[int]:
         """All prompts to the manager, and all results back."""
-        from transformers import GenerationConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
+        paging = ContinuousBatchingConfig()
+        if self._kind == "cpu":
+            # Else it takes most of the machine's memory, anew in each call.
+            lengths = sorted(map(len, prompts))[-SEQUENCES["cpu"] :]
+            pages = 2 + (lengths[-1] + max(new_tokens)) // paging.page_size
+            paging.num_blocks = pages * len(lengths)
         config = GenerationConfig(
             do_sample=True, top_k=TOP_K, max_new_tokens=max(new_tokens), eos_token_id=-1
         )
         made = [0] * len(prompts)
-        with self._model.continuous_batching_context_manager(config, timeout=5) as manager:
+        with self._model.continuous_batching_context_manager(
+            config, continuous_batching_config=paging, timeout=5
+        ) as manager:
             for i, (prompt, wanted) in enumerate(zip(prompts, new_tokens, strict=True)):
                 manager.add_request(prompt, request_id=str(i), max_new_tokens=wanted)
             left = len(prompts)
