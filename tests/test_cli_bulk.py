@@ -56,6 +56,31 @@ def test_json_is_one_object_and_nothing_else() -> None:
 
 
 @pytest.mark.usefixtures("worker")
+def test_another_terminal_sees_how_a_run_went() -> None:
+    bulk("in.txt", "-o", "out.jsonl")
+
+    result = CliRunner().invoke(shoal, ["status"])
+    [run] = json.loads(CliRunner().invoke(shoal, ["status", "--json"]).stdout)["runs"]
+
+    assert "Bulk runs" in result.stdout
+    assert "3 of 3" in result.stdout
+    assert (run["output"], run["status"], run["rows_done"]) == ("out.jsonl", "complete", 3)
+    assert (run["workers"], run["limit_ratio"]) == (1, 1.0)
+
+
+@pytest.mark.usefixtures("worker")
+def test_most_rows_at_the_limit_are_told_early_and_in_the_summary() -> None:
+    Path("in.txt").write_text("a prompt\n" * 300)
+
+    result = bulk("in.txt", "-o", "out.jsonl", "--max-tokens", "4")
+    meant = bulk("in.txt", "-o", "meant.jsonl", "--max-tokens", "4", "--ignore-eos")
+
+    assert result.stderr.count("100.0% of the completions so far were ended by max_tokens (4)") == 1
+    assert "a greater --max-tokens" in result.stdout
+    assert "a greater --max-tokens" not in meant.output
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_complete_run_says_so_and_does_nothing() -> None:
     bulk("in.txt", "-o", "out.jsonl")
     written = Path("out.jsonl").stat().st_mtime_ns

@@ -534,7 +534,7 @@ def test_a_failed_step_is_for_whoever_runs_the_loop() -> None:
 class _FailingTokenizer(LetterTokenizer):
     """Trips over one prompt."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_options: bool) -> dict[str, list[int]]:
         if text == "secret":
             raise OverflowError(f"cannot read {text}")
         return super().__call__(text)
@@ -739,6 +739,7 @@ def check_steps(serving: Serving, table: LaneTable) -> None:
             assert event.phase == "decode"
             passes = serving.engine._tokens_per_step
             assert event.tokens + event.padding_tokens == slots[event.lane] * passes
+            assert event.tokens_by_queue == (("shoal-default", event.tokens),)
             made += event.tokens
     read = sum(event.tokens for event in runs if event.phase == "prefill")
     assert read == serving.engine.num_prompt_tokens

@@ -535,6 +535,11 @@ def test_text_without_tokens_is_refused() -> None:
 class DeafTokenizer:
     """A tokenizer that drops all text."""
 
+    chat_template = None
+
+    def apply_chat_template(self, messages: object) -> str:
+        raise AssertionError("there is no template")
+
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": []}
 

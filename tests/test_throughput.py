@@ -109,3 +109,13 @@ def decode(tokens: int, padding: int = 0) -> StepRun:
 
 def prefill(rows: int, tokens: int, padding: int) -> StepRun:
     return StepRun("prefill", "bulk-32x256", rows, rows, tokens, padding, 0.1)
+
+
+def test_totals_tell_both_kinds_of_positions(throughput: Throughput) -> None:
+    throughput(decode(8))
+    throughput(decode(2))
+
+    tokens, padding_tokens = throughput.totals()
+
+    assert tokens == 10
+    assert throughput.padding_ratio() == padding_tokens / (tokens + padding_tokens)

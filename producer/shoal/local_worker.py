@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 from shoal.errors import ShoalError
+from shoal.logs import FORMAT_VARIABLE
+from shoal.redis_url import FILE_VARIABLE
 
 READY_WORD = "ready"
 POLL_S = 0.05
@@ -32,6 +34,11 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM)
 os.execv(sys.executable, [sys.executable, "-m", "shoal_worker", *sys.argv[1:]])
 """
+
+
+def worker_command(*arguments: str) -> list[str]:
+    """The command of a worker process that drains when the process that started it is killed."""
+    return [sys.executable, "-c", _LAUNCH, *arguments]
 
 
 class LocalWorker:
@@ -59,7 +66,13 @@ class LocalWorker:
         self.log_file = folder / f"{name}.log"
         self._out_file = folder / f"{name}.out"
         # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
-        self._variables = {**(variables or {}), "SHOAL_REDIS_URL": redis_url}
+        # Its lines are read here: the one that says `ready`, and the last one of one that failed.
+        self._variables = {
+            **(variables or {}),
+            FORMAT_VARIABLE: "text",
+            "SHOAL_REDIS_URL": redis_url,
+            FILE_VARIABLE: "",
+        }
         self._arguments = ["--model", model, "--queues", ",".join(queues), "--metrics-port", "0"]
         self._process: subprocess.Popen[bytes] | None = None
         self._is_told = False
@@ -86,7 +99,7 @@ class LocalWorker:
         # Files, not pipes: nobody has to read on for the worker not to block.
         with self._out_file.open("wb") as out, self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, *self._arguments],
+                worker_command(*self._arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ModelError
+from shoal.logs import LogFormat, configure
 from shoal_worker.events import Event
 from shoal_worker.lanes import LaneTable, default_table, parse_table
 from shoal_worker.loop import Engine as EngineOfLoop
@@ -52,14 +53,21 @@ class EngineProcess:
     """The parent's end: starts the process, sends and receives messages, sees it die.
 
     Args:
-        module: what the process runs, with the number of its pipe and the log level as arguments.
+        module: what the process runs, with the number of its pipe, the log's level and its format
+            as arguments.
     """
 
-    def __init__(self, settings: EngineSettings, log_level: str, module: str = __name__) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log_level: str,
+        module: str = __name__,
+        log_format: LogFormat = "text",
+    ) -> None:
         self._connection, theirs = Pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), log_level],
+                [sys.executable, "-m", module, str(theirs.fileno()), log_level, log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Out of the terminal's process group: Ctrl-C asks the parent to drain, not us.
@@ -153,7 +161,7 @@ def serve(connection: Connection, settings: EngineSettings) -> None:
     except Exception as error:
         # The edge of the process. The parent finds out which request did it; what is left of the
         # model, and on a GPU of the whole device, is not to be trusted any more.
-        outbox.put(Dying(f"{type(error).__name__}: {error}"))
+        outbox.put(Dying(f"{type(error).__name__}: {error}", _is_out_of_memory(error)))
         raise
     finally:
         outbox.close(STOP_S)
@@ -171,6 +179,16 @@ def _answer(loop: ServingLoop, inbox: Inbox[ToEngine], news: _News) -> None:
                 case Cancel(job_id, index):
                     loop.cancel(job_id, index)
         news.tell(loop.step(), is_idle=loop.is_idle)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a class of its own for GPUs, found by name to keep torch out of the parent; its CPU
+    # allocator raises a RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 class _News:
@@ -293,9 +311,9 @@ def _die_with_parent() -> None:
 
 
 def _main(arguments: list[str]) -> None:
-    descriptor, log_level = arguments
+    descriptor, log_level, log_format = arguments
     _die_with_parent()
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(message)s")
+    configure(log_level, "json" if log_format == "json" else "text")
     connection: Connection[Any, Any] = Connection(int(descriptor))
     with contextlib.suppress(EOFError, BrokenPipeError):
         serve(connection, EngineSettings(**connection.recv()))

@@ -48,7 +48,7 @@ class InProcess:
                 f"an earlier call was broken off in the middle of a step ({self._broken_by}), so "
                 "what the engine holds is not to be trusted: make a new one"
             )
-        jobs = list(_jobs(requests))
+        jobs = list(jobs_of(requests))
         done: dict[str, JobResult] = {}
         with _interrupts_kept() as hear_interrupts:
             for job in jobs:
@@ -89,7 +89,8 @@ class InProcess:
         self._whole(self._loop.step)  # Takes out what it had still to tell.
 
 
-def _jobs(requests: Iterable[GenerationRequest]) -> Iterator[Submit]:
+def jobs_of(requests: Iterable[GenerationRequest]) -> Iterator[Submit]:
+    """The requests as the jobs that a queue would bring."""
     rest = iter(requests)
     while group := list(islice(rest, MAX_REQUESTS_PER_JOB)):
         job = {"v": 1, "requests": [request.model_dump() for request in group]}

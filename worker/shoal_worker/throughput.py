@@ -55,8 +55,13 @@ class Throughput:
         # Never less than a second: one step just after the start is not yet a speed.
         return made / max(1.0, now_s - max(self._started_s, first_second))
 
+    def totals(self) -> tuple[int, int]:
+        """Token positions computed since the start: for requests, and as padding."""
+        with self._lock:
+            return self._tokens, self._padding_tokens
+
     def padding_ratio(self) -> float:
         """Share of all token positions since the start that were computed for nothing, 0 to 1."""
-        with self._lock:
-            computed = self._tokens + self._padding_tokens
-            return self._padding_tokens / computed if computed else 0.0
+        tokens, padding_tokens = self.totals()
+        computed = tokens + padding_tokens
+        return padding_tokens / computed if computed else 0.0

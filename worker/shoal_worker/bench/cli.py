@@ -13,6 +13,7 @@ import click
 COMMANDS = {
     "throughput": "shoal_worker.bench.throughput_command:throughput",
     "peers": "shoal_worker.bench.peers_command:peers",
+    "ablate": "shoal_worker.bench.ablate.command:ablate",
 }
 
 

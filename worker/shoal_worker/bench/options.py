@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from shoal.cli.group import remember_debug
+from shoal.cli.invocation import remember_debug
 from shoal_worker.bench.shapes import DEFAULT_SHAPE, SHAPES
 from shoal_worker.bench.workloads import DEFAULT_MAX_TOKENS, Choice
 from shoal_worker.setting_options import setting_options
