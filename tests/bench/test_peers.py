@@ -156,7 +156,7 @@ def test_all_that_is_installed_makes_exactly_what_was_asked_for(
 ) -> None:
     result = invoke(
         *("--model", str(model), "--lanes", "bulk=4x512", "--threads", "1", "--json"),
-        *("--workload", "W2", "--prompts", "6", "--rounds", "2", "--peer-python", fake_python),
+        *("--workload", "W2", "--prompts", "3", "--rounds", "2", "--peer-python", fake_python),
         *("--variant", "--lanes bulk=2x512"),
     )
 
