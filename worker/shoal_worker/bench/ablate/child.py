@@ -53,8 +53,8 @@ def _load_trial(spec: Spec, stack: ExitStack) -> tuple[float, ServingTrial | Tok
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ShoalError(f"model {spec.tokenizer!r} has no fast tokenizer")
         return 0.0, TokenisingTrial(tokenizer, spec.load.texts(), spec.arm.tokenising)
-    warm_up = spec.kind == "serving"
-    trial = ServingTrial(spec.model, spec.device, spec.arm, spec.load, stack, warm_up=warm_up)
+    # The first round warms up what the workload needs; lanes have many more shapes than that.
+    trial = ServingTrial(spec.model, spec.device, spec.arm, spec.load, stack, warm_up=False)
     # As a worker's engine process does it.
     gc.collect()
     gc.freeze()

@@ -6,20 +6,22 @@ import datetime as dt
 import shlex
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.status import Status
 
 from shoal.errors import InvalidRequest, ShoalError
 from shoal_worker.bench.ablate.arms import DEFAULT
 from shoal_worker.bench.ablate.ledger import Header, Ledger, Row, RungRow, read_ledger
 from shoal_worker.bench.ablate.load import LOADS
 from shoal_worker.bench.ablate.markdown import as_markdown
-from shoal_worker.bench.ablate.measure import Measurements, Say
+from shoal_worker.bench.ablate.measure import Measurements
 from shoal_worker.bench.ablate.processes import Spec, surroundings, write_model
+from shoal_worker.bench.ablate.rounds import Say
 from shoal_worker.bench.ablate.rungs import rungs
 from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.bench.ablate.table import show
@@ -89,8 +91,9 @@ def _measured(
     """What is measured now, together with what the ledger holds."""
     chosen = _chosen(only)
     before = read_ledger(ledger_path) if ledger_path is not None and ledger_path.exists() else None
-    console = Console(stderr=True)
-    with console.status("starting") as status, _model(model, shape, status.update) as name:
+    with Console(stderr=True).status("starting") as status, ExitStack() as stack:
+        say = _saying(status)
+        name = stack.enter_context(_model(model, shape, say))
         found = surroundings(device)
         load = LOADS[found["device"], quick]
         spec = Spec(
@@ -102,7 +105,7 @@ def _measured(
             load=load,
             kind="serving",
         )
-        with Measurements(spec, status.update) as measurements:
+        with Measurements(spec, say) as measurements:
             facts = measurements.default_facts()
             header = Header(
                 **found,
@@ -123,16 +126,23 @@ def _all_rows(
     measurements: Measurements, header: Header, chosen: list[str]
 ) -> tuple[list[Row], list[RungRow], dict[str, str]]:
     on_gpu = header.device == "cuda"
-    rows, not_here = [], {}
-    for switch in switches(header.dtype):
-        if switch.name not in chosen:
-            continue
-        if switch.needs_gpu and not on_gpu:
-            not_here[switch.title] = "it needs a GPU"
-            continue
-        rows.append(measurements.row(switch))
+    wanted = [switch for switch in switches(header.dtype) if switch.name in chosen]
+    here = [switch for switch in wanted if on_gpu or not switch.needs_gpu]
+    rows = sorted(measurements.rows(here), key=lambda row: _NAMES.index(row.name))
     climbed = rungs(on_gpu=on_gpu) if WATERFALL in chosen else []
-    return rows, [measurements.rung(rung) for rung in climbed], not_here
+    not_here = {switch.title: "it needs a GPU" for switch in wanted if switch not in here}
+    return rows, list(measurements.rungs(climbed)), not_here
+
+
+def _saying(status: Status) -> Say:
+    """Shows what goes on; a line each, with the time, where no terminal shows it in place."""
+
+    def say(text: str) -> None:
+        status.update(text)
+        if not status.console.is_terminal:
+            click.echo(f"{dt.datetime.now(dt.UTC):%H:%M:%S} {text}", err=True)
+
+    return say
 
 
 def _chosen(only: str | None) -> list[str]:

@@ -44,7 +44,7 @@ class TrialProcess:
     """A process with one arm in it.
 
     Attributes:
-        load_s: from the model's files to the first step; without warm-up where that is measured.
+        load_s: from the model's files to the first step, without warm-up.
     """
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
