@@ -65,9 +65,12 @@ def ablate(
             raise click.UsageError("--show needs the --ledger that it is to show")
         ledger = read_ledger(ledger_path)
     else:
-        ledger = _measured(ledger_path, **options)
-        if ledger_path is not None:
-            ledger_path.write_text(ledger.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        before = read_ledger(ledger_path) if ledger_path and ledger_path.exists() else None
+        # Written after every group: what was measured before an interruption is not lost.
+        for found in _measured(**options):
+            ledger = found if before is None else before.with_rows(found, _NAMES)
+            if ledger_path is not None:
+                ledger_path.write_text(ledger.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if picture is not None:
         _draw(ledger, picture)
     if markdown is not None:
@@ -80,17 +83,15 @@ def ablate(
 
 
 def _measured(
-    ledger_path: Path | None,
     *,
     model: str | None,
     shape: str,
     device: str,
     quick: bool,
     only: str | None,
-) -> Ledger:
-    """What is measured now, together with what the ledger holds."""
+) -> Iterator[Ledger]:
+    """What has been measured so far, again and again, and all of it at last."""
     chosen = _chosen(only)
-    before = read_ledger(ledger_path) if ledger_path is not None and ledger_path.exists() else None
     with Console(stderr=True).status("starting") as status, ExitStack() as stack:
         say = _saying(status)
         name = stack.enter_context(_model(model, shape, say))
@@ -114,24 +115,31 @@ def _measured(
                 load=load.described(),
                 quick=quick,
             )
-            rows, climbed, not_here = _all_rows(measurements, header, chosen)
-    command = _command(only, quick=quick, model=model, shape=None if model else shape)
-    ledger = Ledger(
-        header=header, commands=[command], rows=rows, waterfall=climbed, not_here=not_here
-    )
-    return ledger if before is None else before.with_rows(ledger, _NAMES)
+            command = _command(only, quick=quick, model=model, shape=None if model else shape)
+            for rows, climbed, not_here in _all_rows(measurements, header, chosen):
+                yield Ledger(
+                    header=header,
+                    commands=[command],
+                    rows=rows,
+                    waterfall=climbed,
+                    not_here=not_here,
+                )
 
 
 def _all_rows(
     measurements: Measurements, header: Header, chosen: list[str]
-) -> tuple[list[Row], list[RungRow], dict[str, str]]:
+) -> Iterator[tuple[list[Row], list[RungRow], dict[str, str]]]:
+    """Rows so far, and a waterfall only when it is whole."""
     on_gpu = header.device == "cuda"
     wanted = [switch for switch in switches(header.dtype) if switch.name in chosen]
     here = [switch for switch in wanted if on_gpu or not switch.needs_gpu]
-    rows = sorted(measurements.rows(here), key=lambda row: _NAMES.index(row.name))
-    climbed = rungs(on_gpu=on_gpu) if WATERFALL in chosen else []
     not_here = {switch.title: "it needs a GPU" for switch in wanted if switch not in here}
-    return rows, list(measurements.rungs(climbed)), not_here
+    rows: list[Row] = []
+    for row in measurements.rows(here):
+        rows = sorted([*rows, row], key=lambda row: _NAMES.index(row.name))
+        yield rows, [], not_here
+    climbed = rungs(on_gpu=on_gpu) if WATERFALL in chosen else []
+    yield rows, list(measurements.rungs(climbed)), not_here
 
 
 def _saying(status: Status) -> Say:

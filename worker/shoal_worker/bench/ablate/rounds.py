@@ -10,7 +10,7 @@ from shoal_worker.bench.ablate.answers import Run
 from shoal_worker.bench.ablate.load import Load
 
 MAX_OTHERS_RATIO = 0.1
-MAX_TRIES = 4
+MAX_TRIES = 3
 
 Key = TypeVar("Key")
 Say = Callable[[str], None]
