@@ -1,4 +1,4 @@
-# Everything from a fresh machine with Python and make: `make demo`, `make test`.
+# Everything from a fresh machine with Python and make: `make demo`, `make test`, `make watch`.
 #
 # PYTHON=python3.12     another interpreter (3.11 to 3.13)
 # TORCH_INDEX=URL       another package index for torch alone, such as PyTorch's own for CPU builds
@@ -20,7 +20,7 @@ NOT_LOCKED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 	cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
 	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
-.PHONY: demo test setup check unit lock readme clean
+.PHONY: demo test setup check unit lock readme dashboards watch clean
 
 demo: $(READY)
 	@mkdir -p $(dir $(DEMO_OUTPUT))
@@ -61,6 +61,15 @@ lock:
 
 readme: $(READY)
 	$(BIN)/python ops/readme_tables.py
+	$(BIN)/python -m ops.metric_tables
+
+dashboards: $(READY)
+	$(BIN)/python -m ops.grafana.generate
+	$(BIN)/python -m ops.vllm_names
+
+# Redis, a worker, the exporter, Prometheus where it is installed, and a load, until Ctrl-C.
+watch: $(READY)
+	@$(BIN)/python -m ops.watch
 
 clean:
 	rm -rf $(VENV) demo-output .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache

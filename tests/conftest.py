@@ -75,7 +75,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
 
 
-def wait_until(condition: object, what: str, timeout_s: float = 20.0) -> None:
+def wait_until(condition: object, what: str, timeout_s: float = 60.0) -> None:
     """Until `condition()` is true; fails with `what` after `timeout_s` seconds."""
     assert callable(condition)
     end_s = time.monotonic() + timeout_s

@@ -84,8 +84,14 @@ def text_after(prompt: str, num_tokens: int) -> str:
 class LetterTokenizer:
     """One token a character, by its code point; 0 is a special token without text."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    chat_template: str | None = "role: content"
+
+    def __call__(self, text: str, **_options: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(character) for character in text]}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_options: bool) -> str:
+        turns = [f"{one['role']}: {one['content']}\n" for one in messages]
+        return "".join([*turns, "assistant:"])
 
     def decode(self, token_ids: list[int], **_options: bool) -> str:
         return "".join(chr(token) for token in token_ids if token)

@@ -156,7 +156,7 @@ class ScriptedWorker(threading.Thread):
         for word, error in ERRORS.items():
             if word in prompt:
                 return GenerationResult(id=result_id, error=error)
-        num_tokens = request.sampling.max_tokens
+        num_tokens = 0 if request.count_only else request.sampling.max_tokens
         completions = [
             Completion(
                 index=sample,

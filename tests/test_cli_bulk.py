@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,31 @@ def test_json_is_one_object_and_nothing_else() -> None:
     assert record["complete"]
     assert (record["rows"], record["failed"], record["completion_tokens"]) == (3, 0, 48)
     assert record["rows_sha256"] == record["file_sha256"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_another_terminal_sees_how_a_run_went() -> None:
+    bulk("in.txt", "-o", "out.jsonl")
+
+    result = CliRunner().invoke(shoal, ["status"])
+    [run] = json.loads(CliRunner().invoke(shoal, ["status", "--json"]).stdout)["runs"]
+
+    assert "Bulk runs" in result.stdout
+    assert "3 of 3" in result.stdout
+    assert (run["output"], run["status"], run["rows_done"]) == ("out.jsonl", "complete", 3)
+    assert (run["workers"], run["limit_ratio"]) == (1, 1.0)
+
+
+@pytest.mark.usefixtures("worker")
+def test_most_rows_at_the_limit_are_told_early_and_in_the_summary() -> None:
+    Path("in.txt").write_text("a prompt\n" * 300)
+
+    result = bulk("in.txt", "-o", "out.jsonl", "--max-tokens", "4")
+    meant = bulk("in.txt", "-o", "meant.jsonl", "--max-tokens", "4", "--ignore-eos")
+
+    assert result.stderr.count("100.0% of the completions so far were ended by max_tokens (4)") == 1
+    assert "a greater --max-tokens" in result.stdout
+    assert "a greater --max-tokens" not in meant.output
 
 
 @pytest.mark.usefixtures("worker")
@@ -117,19 +144,26 @@ def test_an_empty_input_needs_no_worker() -> None:
         (("missing.txt", "-o", "out.jsonl"), "cannot read missing.txt: No such file"),
         (("in.txt", "-o", "nowhere/out.jsonl"), "there is no folder nowhere"),
         (("in.txt", "-o", "out.csv"), "ends in '.csv'; outputs are .jsonl"),
-        (("in.parquet", "-o", "out.jsonl"), "ends in '.parquet'; inputs are .txt and .jsonl"),
+        (("in.json", "-o", "out.jsonl"), "ends in '.json'; inputs are .txt, .jsonl, .csv"),
+        (("in.parquet", "-o", "out.jsonl"), "cannot read in.parquet: No such file"),
+        (("in.txt", "-o", "out.jsonl", "--template", "x"), "--template is 'x'; name a field"),
+        (("in.txt", "-o", "out.jsonl", "--keep-columns", "a"), "in.txt is text and has no columns"),
+        (("in.txt", "-o", "taken.jsonl"), "taken.jsonl is a folder already"),
+        (("in.txt", "-o", "theirs"), "theirs exists and no bulk run wrote it"),
         (("in.txt", "-o", "out.jsonl", "--max-failures", "x"), "--max-failures is 'x'"),
         (("in.txt", "-o", "out.jsonl", "--max-tokens", "0"), "max_tokens is 0"),
         (("in.txt", "-o", "out.jsonl", "--seed", "-1"), "-1 is not in the range"),
         (("in.txt",), "Missing option '-o'"),
         (("same.jsonl", "-o", "same.jsonl"), "is both input and output"),
-        (("-", "-o", "out.jsonl"), "standard input is not read yet"),
     ],
 )
 def test_wrong_usage_is_one_line_before_anything_is_started(
     arguments: tuple[str, ...], words: str
 ) -> None:
     Path("same.jsonl").touch()
+    Path("taken.jsonl").mkdir()
+    Path("theirs").mkdir()
+    Path("theirs/notes.txt").touch()
 
     result = bulk(*arguments)
 
@@ -204,3 +238,119 @@ def test_a_run_whose_kind_of_worker_is_gone_says_so_and_goes_on_mixed(
     assert waited.stderr.count("bound to") == 1
     assert mixed.exit_code == 0
     assert len(Path("out.jsonl").read_text().splitlines()) == 101
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("output", ["out.jsonl.zst", "out.parquet", "corpus"])
+def test_every_output_has_the_same_rows_and_its_own_digest(output: str) -> None:
+    plain = json.loads(bulk("in.txt", "-o", "plain.jsonl", "--json").stdout)
+
+    made = json.loads(bulk("in.txt", "-o", output, "--json").stdout)
+    again = bulk("in.txt", "-o", output)
+
+    assert made["rows_sha256"] == plain["rows_sha256"]
+    assert made["file_sha256"] not in {None, plain["file_sha256"]}
+    assert "is already complete" in again.stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_standard_input_is_read_as_a_file_would_be() -> None:
+    command = ["bulk", "-", "-o", "out.jsonl", "--prompt-column", "q", "--keep-columns", "n"]
+
+    result = CliRunner().invoke(shoal, command, prog_name="shoal", input="q,n\na,1\nb,2\n")
+
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert result.exit_code == 0, result.output
+    assert [(row["prompt"], row["n"]) for row in rows] == [("a", "1"), ("b", "2")]
+    other = CliRunner().invoke(shoal, command, prog_name="shoal", input="q,n\na,1\n")
+    assert other.exit_code == 2
+    assert "another input" in other.stderr
+    assert CliRunner().invoke(shoal, command, prog_name="shoal", input="").exit_code == 0
+
+
+@pytest.mark.usefixtures("worker")
+def test_rows_that_are_too_long_can_be_left_out() -> None:
+    Path("in.txt").write_text("first\nTOOLONG\n")
+
+    result = bulk("in.txt", "-o", "out.jsonl", "--on-long", "skip")
+
+    (line,) = RunFolder(Path("out.jsonl")).errors.read_text().splitlines()
+    assert result.exit_code == 0
+    assert "1 row too long and left out, see .out.jsonl.shoal/errors.jsonl" in result.stderr
+    assert json.loads(line)["error"]["code"] == "skipped"
+    assert bulk("in.txt", "-o", "out.jsonl", "--on-long", "skip").exit_code == 0
+
+
+def test_a_run_waits_for_room_on_a_full_disk_says_so_and_goes_on(
+    worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refusals = os.pwrite, iter(range(3))
+
+    def write_later(fd: int, content: bytes, offset: int) -> int:
+        if next(refusals, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", write_later)
+
+    result = bulk("in.txt", "-o", "out.jsonl")
+
+    assert result.exit_code == 0, result.output
+    assert "the disk of out.jsonl is full: waiting until there is room" in result.stderr
+    assert "there is room again: going on" in result.stderr
+    assert len(Path("out.jsonl").read_text().splitlines()) == len(worker.seen) == 3
+
+
+def test_a_run_stopped_on_a_full_disk_says_how_many_rows_are_safe(
+    worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", never)
+        result = bulk("in.txt", "-o", "out.jsonl", "--timeout", "1")
+
+    assert result.exit_code == 124
+    assert "0 of 3 rows are written" in result.stderr
+    assert bulk("in.txt", "-o", "out.jsonl").exit_code == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_dry_run_tells_what_a_run_would_be_and_leaves_nothing() -> None:
+    Path("in.jsonl").write_text(
+        '{"prompt": "abc"}\n{"prompt": "TOOLONG"}\n{"prompt": "b", "max_tokns": 1}\n{bad\n'
+    )
+
+    result = bulk("in.jsonl", "-o", "out.jsonl", "--dry-run", "--json", "--max-tokens", "100")
+    shown = bulk("in.jsonl", "-o", "out.jsonl", "--dry-run")
+
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert (found["rows"], found["prompts"], found["refused"]) == (4, 1, 3)
+    assert (found["prompt_tokens"], found["max_completion_tokens"]) == (3, 100)
+    assert found["tokens_are_counted"]
+    assert found["max_s"] == 100 / 12.5
+    assert [(one["code"], one["line"]) for one in found["refusals"]] == [
+        ("prompt_too_long", 2),
+        ("invalid_request", 3),
+        ("invalid_request", 4),
+    ]
+    assert found["refusals"][0]["message"] == "the prompt is 99 tokens; 64 fit"
+    assert "did you mean 'max_tokens'" in shown.stdout
+    assert not list(Path().glob("*out.jsonl*"))
+
+
+def test_a_dry_run_without_a_worker_says_that_it_reckons(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_REDIS_URL", redis_url)
+
+    result = bulk("in.txt", "-o", "corpus", "--dry-run")
+    away = bulk("in.txt", "-o", "corpus", "--dry-run", "--json", "--redis", "unix:///nowhere")
+
+    assert "reckoned from characters" in result.stdout
+    assert "unknown: no worker is there" in result.stdout
+    assert "no worker can be asked" in away.stderr
+    assert not json.loads(away.stdout)["tokens_are_counted"]

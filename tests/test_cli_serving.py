@@ -10,21 +10,27 @@ import pytest
 from rich.console import Console
 from tests.scripted_worker import ScriptedWorker
 
-from shoal.bulk.plan import Progress
+from shoal.bulk.run_state import RunState
 from shoal.cli import progress, serving
 from shoal.cli.exits import Interrupted, signals_kept
 from shoal.cli.serving import Serving
 from shoal.client import Client
 from shoal.errors import InvalidRequest, ShoalError
 
-HALFWAY = Progress(
+HALFWAY = RunState(
+    run_id="a",
+    status="running",
+    output="out.jsonl",
+    queue="q",
     rows_total=10,
     rows_done=5,
     rows_failed=1,
-    rows_before=0,
-    prompt_tokens=50,
-    completion_tokens=400,
-    elapsed_s=8.0,
+    workers=3,
+    tokens_per_s=60.0,
+    mean_tokens_per_s=50.0,
+    padding_ratio=0.25,
+    limit_ratio=0.94,
+    eta_s=8.0,
 )
 
 
@@ -136,12 +142,12 @@ def test_a_bar_shows_rows_speed_padding_and_time_left() -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
 
     with progress.display_for(screen) as display:
-        display.show(HALFWAY, 0.25)
+        display.show(HALFWAY)
 
     assert isinstance(screen.file, io.StringIO)
     shown = screen.file.getvalue()
     assert "5/10" in shown
-    for words in ("50 tokens/s", "padding 25.0%", "8.0 s left"):
+    for words in ("60 tokens/s (mean 50)", "padding 25.0%", "3 workers", "1 failed", "8.0 s left"):
         assert words in shown
 
 
@@ -149,12 +155,13 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with progress.display_for(Console(file=io.StringIO())) as display:
-        display.show(HALFWAY, None)
+        display.show(HALFWAY)
         monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.0)
-        display.show(HALFWAY, None)
+        display.show(HALFWAY)
 
     assert capsys.readouterr().err == (
-        "shoal: 5 of 10 rows, 1 failed, 50 tokens/s, padding –, 8.0 s left\n"
+        "shoal: 5 of 10 rows, 60 tokens/s (mean 50), padding 25.0%, 3 workers, 1 failed, "
+        "94% ended by max_tokens, 8.0 s left\n"
     )
 
 

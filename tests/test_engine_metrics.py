@@ -8,12 +8,22 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from shoal_worker.engine_metrics import STEP_BOUNDS_S
-from shoal_worker.events import EngineLoaded, EngineState, Event, StepRun
+from shoal_worker.events import EngineDied, EngineLoaded, EngineState, Event, StepRun
 from shoal_worker.metrics import PrometheusMetrics
 
 LANE = "bulk-32x256"
 
-DECODE = StepRun("decode", LANE, rows=24, slots=32, tokens=24, padding_tokens=8, duration_s=0.0018)
+QUEUES = ("shoal-default", "shoal-bulk")
+
+DECODE = StepRun(
+    *("decode", LANE),
+    rows=24,
+    slots=32,
+    tokens=24,
+    padding_tokens=8,
+    duration_s=0.0018,
+    tokens_by_queue=(("shoal-default", 4), ("shoal-bulk", 20)),
+)
 PREFILL = StepRun("prefill", LANE, rows=3, slots=4, tokens=90, padding_tokens=38, duration_s=0.0041)
 LOADED = EngineLoaded("gpt2", "f1", "cuda:0", "bfloat16", load_s=2.5, lanes={LANE: 32})
 STATE = EngineState(24, 7, {LANE: (24, 32)}, kv_usage_ratio=0.25, shape_cache_misses=3)
@@ -24,7 +34,9 @@ class Observed:
 
     def __init__(self, lanes: dict[str, int]) -> None:
         self.registry = CollectorRegistry()
-        self.metrics = PrometheusMetrics(self.registry, model_name="gpt2", queues=[], lanes=lanes)
+        self.metrics = PrometheusMetrics(
+            self.registry, model_name="gpt2", queues=QUEUES, lanes=lanes
+        )
 
     def __call__(self, *events: Event) -> None:
         for event in events:
@@ -72,24 +84,28 @@ def test_a_lane_that_nobody_announced_is_counted() -> None:
 def test_a_decode_step_is_one_interval_for_each_of_its_rows(observed: Observed) -> None:
     observed(DECODE, DECODE)
 
-    assert observed.value("inter_token_latency_seconds_count", lane=LANE) == 48
-    assert observed.value("inter_token_latency_seconds_sum", lane=LANE) == pytest.approx(0.0864)
-    assert observed.value("inter_token_latency_seconds_bucket", lane=LANE, le="0.0015") == 0
-    assert observed.value("inter_token_latency_seconds_bucket", lane=LANE, le="0.002") == 48
+    name = "inter_token_latency_seconds"
+    assert observed.value(f"{name}_count", queue="shoal-default") == 2 * 4
+    assert observed.value(f"{name}_count", queue="shoal-bulk") == 2 * 20
+    assert observed.value(f"{name}_sum", queue="shoal-bulk") == pytest.approx(40 * 0.0018)
+    assert observed.value(f"{name}_bucket", queue="shoal-bulk", le="0.0015") == 0
+    assert observed.value(f"{name}_bucket", queue="shoal-bulk", le="0.002") == 40
 
 
 def test_a_step_of_several_tokens_spreads_its_time_over_them(observed: Observed) -> None:
-    observed(dataclasses.replace(DECODE, tokens=96, duration_s=0.0072))
+    by_queue = (("shoal-bulk", 96),)
+    observed(dataclasses.replace(DECODE, tokens=96, duration_s=0.0072, tokens_by_queue=by_queue))
 
-    assert observed.value("inter_token_latency_seconds_count", lane=LANE) == 96
-    assert observed.value("inter_token_latency_seconds_bucket", lane=LANE, le="0.0015") == 0
-    assert observed.value("inter_token_latency_seconds_bucket", lane=LANE, le="0.002") == 96
+    name = "inter_token_latency_seconds"
+    assert observed.value(f"{name}_count", queue="shoal-bulk") == 96
+    assert observed.value(f"{name}_bucket", queue="shoal-bulk", le="0.0015") == 0
+    assert observed.value(f"{name}_bucket", queue="shoal-bulk", le="0.002") == 96
 
 
 def test_a_decode_step_without_tokens_is_a_step_without_intervals(observed: Observed) -> None:
-    observed(dataclasses.replace(DECODE, rows=0, tokens=0))
+    observed(dataclasses.replace(DECODE, rows=0, tokens=0, tokens_by_queue=()))
 
-    assert observed.value("inter_token_latency_seconds_count", lane=LANE) == 0
+    assert observed.value("inter_token_latency_seconds_count", queue="shoal-bulk") == 0
     assert observed.value("step_duration_seconds_count", lane=LANE, phase="decode") == 1
 
 
@@ -125,6 +141,18 @@ def test_shape_misses_go_on_counting_over_an_engine_s_restart(observed: Observed
     observed(LOADED, STATE)
 
     assert observed.value("shape_cache_misses_total") == 5 + 3
+
+
+@pytest.mark.parametrize(
+    ("out_of_memory", "was_split", "splits"), [(True, True, 1), (True, False, 0), (False, True, 0)]
+)
+def test_a_death_is_a_split_if_memory_ran_out_and_halves_run_again(
+    observed: Observed, *, out_of_memory: bool, was_split: bool, splits: int
+) -> None:
+    observed(EngineDied(out_of_memory, was_split))
+
+    assert observed.value("engine_deaths_total") == 1
+    assert observed.value("oom_splits_total") == splits
 
 
 def test_another_engine_starts_empty_and_is_the_only_one_named(observed: Observed) -> None:

@@ -8,7 +8,14 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from shoal_worker.held_jobs import HeldJobs
-from shoal_worker.rq_outcomes import Claimed, DeadLetter, Failed, GivenBack, Succeeded
+from shoal_worker.rq_outcomes import (
+    Claimed,
+    DeadLetter,
+    Failed,
+    GivenBack,
+    Succeeded,
+    Superseded,
+)
 
 
 def claimed(job_id: str, num_requests: int = 1, num_tokens: int = 0) -> Claimed:
@@ -35,6 +42,19 @@ def test_an_ended_job_has_one_outcome_and_frees_its_requests() -> None:
 
     assert [type(outcome) for outcome in held.to_commit()] == [Succeeded]
     assert (len(held), held.num_requests, held.is_empty) == (0, 0, False)
+
+
+def test_a_job_that_is_claimed_again_ends_its_first_execution_alone() -> None:
+    held = HeldJobs()
+    first, second = claimed("a", num_requests=2), claimed("a", num_requests=2)
+    second.execution.id = "another"
+
+    held.hold(first)
+    held.hold(second)
+
+    assert held.to_commit() == [Superseded(first)]
+    assert (held.runs(first), held.runs(second)) == (False, True)
+    assert (len(held), held.num_requests) == (1, 2)
 
 
 def test_a_dropped_job_gets_no_outcome() -> None:

@@ -1,4 +1,4 @@
-"""The worker's HTTP server: its three pages, its addresses, its end."""
+"""The HTTP server of metrics: its three pages, its addresses, its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from shoal.errors import ShoalError
-from shoal_worker.http import HttpServer
+from shoal.http import HttpServer
 
 
 @dataclass

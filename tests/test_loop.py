@@ -534,7 +534,7 @@ def test_a_failed_step_is_for_whoever_runs_the_loop() -> None:
 class _FailingTokenizer(LetterTokenizer):
     """Trips over one prompt."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_options: bool) -> dict[str, list[int]]:
         if text == "secret":
             raise OverflowError(f"cannot read {text}")
         return super().__call__(text)
@@ -739,6 +739,7 @@ def check_steps(serving: Serving, table: LaneTable) -> None:
             assert event.phase == "decode"
             passes = serving.engine._tokens_per_step
             assert event.tokens + event.padding_tokens == slots[event.lane] * passes
+            assert event.tokens_by_queue == (("shoal-default", event.tokens),)
             made += event.tokens
     read = sum(event.tokens for event in runs if event.phase == "prefill")
     assert read == serving.engine.num_prompt_tokens
@@ -838,3 +839,43 @@ def test_a_decode_lasts_from_the_lanes_last_step_but_not_over_idle_time() -> Non
     runs = [event for event in serving.events() if isinstance(event, StepRun)]
     bulk = [event.duration_s for event in runs if event.lane == "bulk-4x64"]
     assert bulk == [0.5, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_a_request_that_only_counts_is_answered_without_a_step() -> None:
+    serving = Serving()
+    counted = {"prompt": "abcd", "count_only": True, "sampling": {"n": 2}}
+
+    serving.submit(counted, {"prompt": "abc", "sampling": {"max_tokens": 2}})
+    serving.run()
+
+    first, second = serving.results()
+    assert [(one.index, one.text, one.token_ids) for one in first.completions] == [
+        (0, "", []),
+        (1, "", []),
+    ]
+    assert (first.usage.prompt_tokens, first.usage.completion_tokens) == (4, 0)
+    assert len(second.completions[0].token_ids) == 2
+    assert serving.engine.num_prompt_tokens == 3
+
+
+def test_a_job_that_only_counts_is_answered_at_once() -> None:
+    serving = Serving()
+
+    serving.submit({"prompt": "abcd", "count_only": True}, job_id="other")
+    serving.step()
+
+    assert serving.result("other").usage.prompt_tokens == 4
+    assert serving.engine.steps == []
+
+
+def test_a_result_tells_how_much_of_its_prompt_was_cut_off() -> None:
+    serving = Serving()
+    longest = TABLE.max_positions("interactive")
+
+    serving.submit(
+        {"prompt": "a" * longest, "on_long": "truncate-left", "sampling": {"max_tokens": 4}}
+    )
+    serving.run()
+
+    assert serving.result().truncated_tokens == 4
+    assert serving.result().usage.prompt_tokens == longest - 4

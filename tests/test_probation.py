@@ -31,6 +31,23 @@ def convict(probation: Probation, killers: set[Suspect]) -> tuple[list[Suspect],
     return convicted, num_deaths
 
 
+def test_a_job_that_is_put_last_waits_for_all_others() -> None:
+    probation = Probation()
+    probation.begin([])
+    probation.engine_died()
+    probation.add_group([*suspects(2, "a"), *suspects(1, "b")])
+    probation.add_group(suspects(1, "c"))
+
+    probation.put_last("a")
+
+    order = []
+    while group := probation.next_group():
+        order.append(group)
+        for suspect in group:
+            probation.clear(suspect.job_id, [suspect.request or 0])
+    assert order == [suspects(1, "b"), suspects(1, "c"), suspects(2, "a")]
+
+
 @given(st.integers(1, 200), st.sets(st.integers(0, 199), max_size=5))
 def test_exactly_the_killers_are_convicted(num: int, chosen: set[int]) -> None:
     killers = {Suspect("job", i) for i in chosen if i < num}

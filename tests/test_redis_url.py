@@ -106,6 +106,28 @@ def test_url_given_wins_then_our_variable_then_the_common_one() -> None:
     assert resolve_url(None, {}) is None
 
 
+def test_secret_file_holds_the_url(tmp_path: Path) -> None:
+    secret = tmp_path / "redis_url"
+    secret.write_text(f"{URL}\n")
+    environ = {"SHOAL_REDIS_URL_FILE": str(secret), "REDIS_URL": OTHER}
+
+    assert resolve_url(None, environ) == URL
+    assert resolve_url(OTHER, environ) == OTHER
+    with pytest.raises(RedisUnavailable, match="are both set; unset one"):
+        resolve_url(None, environ | {"SHOAL_REDIS_URL": URL})
+
+
+def test_secret_file_that_says_nothing_useful_is_named(tmp_path: Path) -> None:
+    secret = tmp_path / "redis_url"
+
+    with pytest.raises(RedisUnavailable, match=r"_FILE: .*redis_url cannot be read: No such file"):
+        resolve_url(None, {"SHOAL_REDIS_URL_FILE": str(secret)})
+    secret.write_text(f"me:{SECRET}@h")
+    with pytest.raises(RedisUnavailable, match=r"SHOAL_REDIS_URL_FILE: .* must begin") as caught:
+        resolve_url(None, {"SHOAL_REDIS_URL_FILE": str(secret)})
+    assert SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", ["0", "false", "No", " OFF "])
 def test_forbidden_embedded_redis_makes_a_missing_url_an_error(value: str) -> None:
     environ = {"SHOAL_EMBEDDED": value}
@@ -139,6 +161,12 @@ def test_embedded_redis_is_allowed_unless_forbidden(value: str) -> None:
         ("redis://h?retry", "does not take: retry"),
         ("unix://run/redis.sock", "with three slashes"),
         ("unix://", "with three slashes"),
+        ("redis+sentinel://h:26379", "names no service"),
+        ("redis+sentinel://h:26379/m/x", "bad database"),
+        ("redis+sentinel://h:0/m", "bad sentinel 'h:0'"),
+        ("redis+sentinel://h,,i/m", "bad sentinel ''"),
+        ("redis+sentinel://h/m?sentinel_db=1", "does not take: sentinel_db"),
+        (f"redis+sentinel://:a/{SECRET}@h/m", "%2F"),
         (f"redis://:a/{SECRET}@h", "%2F"),
         (f"redis://:a?{SECRET}=@h", "%2F"),
         (f"redis://:a#{SECRET}@h", "%2F"),
@@ -174,6 +202,11 @@ def test_refusal_names_the_variable_and_hides_the_password() -> None:
         (f"rediss://h?SSL_Password={SECRET}", "rediss://h?SSL_Password=***"),
         (f"redis://:a/{SECRET}@h", "redis://***"),
         (f"redis://h?password=a@{SECRET}", "redis://***"),
+        (f"redis+sentinel://me:{SECRET}@h,i:1/m", "redis+sentinel://me:***@h,i:1/m"),
+        (
+            f"redis+sentinel://h/m?sentinel_password={SECRET}",
+            "redis+sentinel://h/m?sentinel_password=***",
+        ),
     ],
 )
 def test_passwords_are_never_shown(url: str, shown: str) -> None:

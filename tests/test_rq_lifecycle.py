@@ -17,7 +17,14 @@ from rq.serializers import JSONSerializer
 from shoal.jobs import EXPIRIES_KEY
 from shoal.wire import FUNCTION_NAME
 from shoal_worker.redis_watch import is_away
-from shoal_worker.rq_lifecycle import LEASES_KEY, MAX_WORKER_DEATHS, Lifecycle, refusal
+from shoal_worker.rq_lifecycle import (
+    LEASES_KEY,
+    MAX_IDS_PER_CLAIM,
+    MAX_TTL_S,
+    MAX_WORKER_DEATHS,
+    Lifecycle,
+    refusal,
+)
 from shoal_worker.rq_outcomes import (
     Claimed,
     DeadLetter,
@@ -26,6 +33,7 @@ from shoal_worker.rq_outcomes import (
     Room,
     Stopped,
     Succeeded,
+    Superseded,
 )
 from shoal_worker.rq_private import RegisteredWorker
 
@@ -214,6 +222,23 @@ def test_a_failed_job_is_in_the_failed_registry_with_its_reason(connection: redi
     latest = job.latest_result()
     assert latest is not None
     assert latest.exc_string == "because"
+
+
+def test_a_job_that_may_wait_only_so_long_may_do_so_again_when_it_comes_back(
+    connection: redis.Redis,
+) -> None:
+    job = enqueue(queue(connection), ttl=1_000)
+    life = lifecycle(connection, ["q"])
+
+    [claimed] = life.claim(room(10))
+    assert connection.ttl(job.key) == -1
+    life.commit([GivenBack(claimed)])
+    assert 0 < connection.ttl(job.key) <= 1_000
+
+    life.claim(room(10))
+    expire_leases(connection)
+    life.recover()
+    assert 0 < connection.ttl(job.key) <= 1_000
 
 
 def test_a_job_given_back_is_first_in_its_queue_and_spends_no_retry(
@@ -497,6 +522,29 @@ def test_a_job_bound_to_another_fingerprint_is_left_where_it_is(connection: redi
     assert jobs[0].get_status() == "queued"
 
 
+def test_jobs_behind_very_many_that_are_bound_elsewhere_are_found(
+    connection: redis.Redis,
+) -> None:
+    q = queue(connection)
+    jobs = [Queue.prepare_data(FUNCTION_NAME, job_id=f"b{i}") for i in range(MAX_IDS_PER_CLAIM + 9)]
+    with connection.pipeline() as pipeline:
+        for bound in q.enqueue_many(jobs, pipeline=pipeline):
+            pipeline.hset(bound.key, "meta", '{"fingerprint": "another"}')
+        pipeline.execute()
+    free = enqueue(q)
+    before = q.job_ids
+    ours = lifecycle(connection, ["q"])
+
+    assert ours.claim(room(1), "ours") == []
+    assert not ours.saw_nothing
+    assert [one.id for one in ours.claim(room(1), "ours")] == [free.id]
+    assert q.job_ids == [job_id for job_id in before if job_id != free.id]
+    at_front = enqueue(q, at_front=True)
+    assert [one.id for one in ours.claim(room(1), "ours")] == [at_front.id]
+    claims = [ours.claim(room(1), "ours") for _ in range(2)]
+    assert (claims, ours.saw_nothing) == ([[], []], True)
+
+
 def test_what_is_no_job_is_dropped_from_the_queue(connection: redis.Redis) -> None:
     q = queue(connection)
     connection.rpush("rq:queue:q", "nothing", "a list", b"\xff\xfe")
@@ -566,6 +614,39 @@ def test_a_job_that_is_not_ours_any_more_leaves_nothing_of_us_behind(
     assert connection.smembers("rq:worker:w1:executions") == set()
     assert connection.zcard("rq:wip:q") == 0
     assert 0 < connection.ttl(cancelled.job.key) <= 86_400
+
+
+def test_a_job_that_rq_cancels_just_before_its_commit_does_not_stay_for_ever(
+    connection: redis.Redis,
+) -> None:
+    job = enqueue(queue(connection))
+    ours = lifecycle(connection, ["q"])
+    [claimed] = ours.claim(room(1))
+    job.cancel()
+
+    assert ours.commit([Succeeded(claimed, 1)]) == [False]
+
+    assert job.get_status() == "canceled"
+    assert connection.ttl(job.key) > 0
+
+
+def test_a_job_requeued_under_us_and_claimed_again_has_one_execution(
+    connection: redis.Redis,
+) -> None:
+    q = queue(connection)
+    job = enqueue(q)
+    ours = lifecycle(connection, ["q"])
+    [first] = ours.claim(room(1))
+    job.cancel()
+    q.enqueue_job(job)
+    [second] = ours.claim(room(1))
+
+    assert ours.commit([Superseded(first)]) == [False]
+
+    held = connection.smembers(f"rq:worker:{ours.worker.name}:executions")
+    assert held == {second.execution.composite_key.encode()}
+    assert connection.zrange(LEASES_KEY, 0, -1) == list(held)
+    assert ours.commit([Succeeded(second, 1)]) == [True]
 
 
 def test_a_full_redis_is_neither_claimed_from_nor_recovered_in(connection: redis.Redis) -> None:
@@ -657,6 +738,36 @@ def test_a_job_that_rq_cannot_finish_is_failed_and_its_neighbours_end(
     assert connection.hget(broken.key, "status") == b"failed"
     assert "NoSuchGroupError" in str(broken.latest_result().exc_string)  # type: ignore[union-attr]
     assert connection.hget(fine.key, "status") == b"finished"
+
+
+def test_a_job_that_rq_cannot_even_fail_does_not_keep_others_from_ending(
+    connection: redis.Redis,
+) -> None:
+    q = queue(connection)
+    jobs = [enqueue(q, failure_ttl=0), enqueue(q)]
+    ours = lifecycle(connection, ["q"])
+    claimed = ours.claim(room(10))
+    connection.delete(jobs[0].key)  # RQ asks for its status, to forget it.
+
+    answers = ours.commit([Failed(claimed[0], "bad"), Succeeded(claimed[1], 1)])
+
+    assert answers == [False, True]
+    assert jobs[1].get_status() == "finished"
+
+
+@pytest.mark.parametrize("field", ["result_ttl", "failure_ttl"])
+def test_a_ttl_that_redis_would_refuse_fails_its_job_and_no_other(
+    connection: redis.Redis, field: str
+) -> None:
+    q = queue(connection)
+    jobs = [enqueue(q), enqueue(q)]
+    connection.hset(jobs[0].key, field, MAX_TTL_S * 10**10)
+    ours = lifecycle(connection, ["q"])
+
+    [claimed] = ours.claim(room(10))
+
+    assert ours.commit([Succeeded(claimed, 1)]) == [True]
+    assert [job.get_status() for job in jobs] == ["failed", "finished"]
 
 
 def test_dependents_run_after_their_job(connection: redis.Redis) -> None:

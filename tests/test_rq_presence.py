@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import redis
+from rq import Worker
+from rq.worker.base import WorkerStatus
 from tests.fakes import FakeClock
 
 from shoal.errors import ShoalError
@@ -31,6 +33,17 @@ def test_a_name_that_is_taken_is_refused(redis_url: str) -> None:
             second.registered(),
         ):
             pass
+
+
+def test_a_worker_that_redis_has_forgotten_is_registered_again(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        presence = Presence(("q",), "w1", client)
+        with presence.registered():
+            client.flushdb()
+            presence.beat(WorkerStatus.BUSY, dict)
+
+            [listed] = Worker.all(connection=client)
+            assert (listed.name, listed.queue_names(), listed.get_state()) == ("w1", ["q"], "busy")
 
 
 def test_a_server_that_is_too_old_is_refused(

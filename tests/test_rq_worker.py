@@ -25,9 +25,11 @@ from tests.conftest import wait_until
 from tests.scripted_engine import scripted_worker
 
 from shoal import AsyncClient, Cancelled, Client, Expired, GenerationFailed, ResultTimeout
-from shoal.errors import InvalidRequest, QueueFull
+from shoal.errors import InvalidRequest, QueueFull, RedisUnavailable
 from shoal.job_states import StreamedText
 from shoal.wire import GenerationRequest
+from shoal_worker import rq_lifecycle, rq_worker
+from shoal_worker.rq_lifecycle import LEASES_KEY
 
 StartWorker = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
 
@@ -63,7 +65,7 @@ def client(redis_url: str) -> Iterator[Client]:
 def test_a_submitted_prompt_comes_back_completed(client: Client, start_worker: StartWorker) -> None:
     with start_worker():
         job = client.submit("once upon", max_tokens=4)
-        result = job.result(timeout=20)
+        result = job.result(timeout=60)
 
     assert (result.text, result.prompt) == ("ONCE UPON", "once upon")
     assert job.done()
@@ -77,7 +79,7 @@ def test_handles_of_packed_requests_each_read_their_own_result(
     requests = [GenerationRequest(prompt=f"p{i}") for i in range(10)]
     with start_worker():
         jobs = client.submit_many(requests, requests_per_job=4)
-        texts = [job.result(timeout=20).text for job in jobs]
+        texts = [job.result(timeout=60).text for job in jobs]
 
     assert texts == [f"P{i}" for i in range(10)]
     assert len({job.handle.job_id for job in jobs}) == 3
@@ -96,7 +98,7 @@ def test_map_keeps_input_order_and_bounds_what_is_in_flight(
             yield f"p{i}"
 
     with start_worker():
-        results = client.map(prompts(), max_in_flight=16, timeout=20)
+        results = client.map(prompts(), max_in_flight=16, timeout=60)
         first = next(results)
         assert taken <= 17
         texts = [first.text, *(result.text for result in results)]
@@ -107,7 +109,7 @@ def test_map_keeps_input_order_and_bounds_what_is_in_flight(
 def test_as_completed_hands_out_every_job_once(client: Client, start_worker: StartWorker) -> None:
     with start_worker():
         jobs = client.submit_many([f"p{i}" for i in range(40)], requests_per_job=3)
-        ended = list(client.as_completed(jobs, timeout=20))
+        ended = list(client.as_completed(jobs, timeout=60))
 
     assert {job.id for job in ended} == {job.id for job in jobs}
     assert len(ended) == len(jobs)
@@ -117,7 +119,7 @@ def test_stream_yields_text_as_it_is_made_and_then_the_rest(
     client: Client, start_worker: StartWorker
 ) -> None:
     with start_worker(delay_s=0.3):
-        pieces = list(client.stream("prompt", timeout=20))
+        pieces = list(client.stream("prompt", timeout=60))
 
     assert pieces == ["PRO", "MPT"]
 
@@ -143,9 +145,9 @@ def test_async_stream_and_map_match_the_blocking_ones(
 ) -> None:
     async def run() -> tuple[list[str], list[str]]:
         async with AsyncClient(redis_url) as client:
-            pieces = [piece async for piece in client.stream("prompt", timeout=20)]
+            pieces = [piece async for piece in client.stream("prompt", timeout=60)]
             prompts = (f"p{i}" for i in range(60))
-            mapped = client.map(prompts, max_in_flight=16, timeout=20)
+            mapped = client.map(prompts, max_in_flight=16, timeout=60)
             return pieces, [result.text async for result in mapped]
 
     with start_worker(delay_s=0.3):
@@ -179,7 +181,7 @@ def test_async_waits_end_with_the_job_s_error_a_time_out_or_a_cancellation(
             assert await job.status() == "queued"
             with pytest.raises(ResultTimeout):
                 await job.result(timeout=0.05)
-            waiting = asyncio.create_task(job.result(timeout=20))
+            waiting = asyncio.create_task(job.result(timeout=60))
             assert await job.cancel()
             with pytest.raises(Cancelled):
                 await waiting
@@ -220,7 +222,7 @@ def test_cancelling_before_a_worker_comes_means_it_never_runs(
     with pytest.raises(Cancelled):
         job.result(timeout=5)
     with start_worker():
-        assert client.submit("q").result(timeout=20).text == "Q"
+        assert client.submit("q").result(timeout=60).text == "Q"
         assert job.status == "canceled"
 
 
@@ -231,7 +233,7 @@ def test_the_same_idempotency_key_is_one_job(client: Client, start_worker: Start
     assert first.id == second.id
     assert client.redis.llen("rq:queue:shoal-default") == 1
     with start_worker():
-        assert second.result(timeout=20).text == "P"
+        assert second.result(timeout=60).text == "P"
     assert client.submit("p", idempotency_key="k").done()
 
 
@@ -240,7 +242,7 @@ def test_asking_too_late_is_told_when_the_result_expired(
 ) -> None:
     with start_worker():
         job = client.submit("p", result_ttl=1)
-        job.result(timeout=20)
+        job.result(timeout=60)
         wait_until(lambda: job.status == "missing", "the result is gone")
 
     with pytest.raises(Expired, match=r"expired at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"):
@@ -264,6 +266,33 @@ def test_redis_out_of_memory_is_a_full_queue(client: Client) -> None:
     finally:
         client.redis.config_set("maxmemory", 0)
     assert client.redis.keys("rq:job:*") == []
+
+
+def test_results_are_read_from_a_full_redis(
+    client: Client, redis_url: str, start_worker: StartWorker
+) -> None:
+    async def read(job_id: str) -> str:
+        async with AsyncClient(redis_url) as async_client:
+            return (await async_client.job(job_id).result(timeout=5)).text
+
+    with start_worker():
+        job = client.submit("p")
+        job.result(timeout=20)
+    client.redis.config_set("maxmemory", 1)
+    try:
+        assert job.result(timeout=5).text == "P"
+        assert asyncio.run(read(job.id)) == "P"
+    finally:
+        client.redis.config_set("maxmemory", 0)
+
+
+def test_a_replica_is_no_place_to_submit_to(client: Client) -> None:
+    client.redis.replicaof("127.0.0.1", "1")
+    try:
+        with pytest.raises(RedisUnavailable, match=r"refuses for now: .*read only replica"):
+            client.submit("p")
+    finally:
+        client.redis.replicaof("NO", "ONE")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +346,7 @@ def test_a_malformed_job_is_failed_with_a_reason(client: Client, start_worker: S
     queue = Queue("shoal-default", connection=client.redis, serializer=JSONSerializer)
     job = queue.enqueue("shoal.generate", {"nonsense": 1}, description="d")
     with start_worker(), pytest.raises(GenerationFailed, match="not a GenerationJob"):
-        client.job(job.id).result(timeout=20)
+        client.job(job.id).result(timeout=60)
 
 
 @pytest.mark.parametrize("meta", ["not JSON", '["a list"]', '{"requests": "many", "stream": 1}'])
@@ -328,7 +357,7 @@ def test_strange_meta_of_another_client_does_no_harm(
     job = queue.enqueue("shoal.generate", {"v": 1, "requests": [{"prompt": "p"}]}, description="d")
     client.redis.hset(job.key, "meta", meta)
     with start_worker():
-        assert client.job(job.id).result(timeout=20).text == "P"
+        assert client.job(job.id).result(timeout=60).text == "P"
 
 
 def test_rq_lists_the_worker_busy_with_its_jobs_and_then_gone(
@@ -370,7 +399,7 @@ def test_what_the_drain_time_out_leaves_goes_back_to_the_front_of_its_queue(
     retries = client.redis.hget(RQJob.key_for(job.id), "retries_left")
     assert retries == b"3"
     with start_worker():
-        assert job.result(timeout=20).text == "P"
+        assert job.result(timeout=60).text == "P"
 
 
 def test_a_killed_worker_s_jobs_run_again_on_another(
@@ -421,7 +450,7 @@ def test_a_request_that_kills_the_engine_is_found_and_fails_alone(
         results = [job.result(timeout=60).text for job in jobs[:17] + jobs[18:]]
         with pytest.raises(GenerationFailed, match="SIGKILL each time it ran this request alone"):
             jobs[17].result(timeout=60)
-        assert client.submit("next").result(timeout=20).text == "NEXT"
+        assert client.submit("next").result(timeout=60).text == "NEXT"
 
     assert results == [prompt.upper() for prompt in prompts if prompt != "crash"]
     [dead] = failed_jobs(client)
@@ -434,9 +463,9 @@ def test_a_job_that_kills_the_engine_is_a_dead_letter(
 ) -> None:
     with start_worker():
         jobs = [client.submit("crash"), client.submit("p")]
-        assert jobs[1].result(timeout=20).text == "P"
+        assert jobs[1].result(timeout=60).text == "P"
         with pytest.raises(GenerationFailed, match="each time it ran this request alone"):
-            jobs[0].result(timeout=20)
+            jobs[0].result(timeout=60)
 
     assert [job.id for job in failed_jobs(client)] == [jobs[0].id]
 
@@ -451,6 +480,20 @@ def test_an_engine_that_dies_whatever_it_is_given_ends_the_worker_and_spares_the
 
     assert len(failed_jobs(client)) == 3
     assert client.redis.llen("rq:queue:shoal-default") == 6
+
+
+def test_many_requests_of_one_job_that_kill_the_engine_do_not_end_the_worker(
+    client: Client, start_worker: StartWorker
+) -> None:
+    with start_worker():
+        jobs = client.submit_many([*["crash"] * 5, "p", "next"], requests_per_job=6)
+        assert [job.result(timeout=60).text for job in jobs[5:]] == ["P", "NEXT"]
+        assert not any(job.handle.index > 4 for job in jobs[:5])
+        for job in jobs[:5]:
+            with pytest.raises(GenerationFailed, match="each time it ran this request alone"):
+                job.result(timeout=20)
+
+    assert len(failed_jobs(client)) == 5
 
 
 def test_rq_s_shutdown_command_drains(client: Client, start_worker: StartWorker) -> None:
@@ -491,7 +534,7 @@ def test_a_suspended_worker_claims_nothing_until_it_is_resumed(
         with pytest.raises(ResultTimeout):
             job.result(timeout=0.5)
         resume(client.redis)
-        assert job.result(timeout=20).text == "P"
+        assert job.result(timeout=60).text == "P"
 
 
 def test_burst_leaves_when_the_queues_are_empty(client: Client, redis_url: str) -> None:
@@ -501,6 +544,42 @@ def test_burst_leaves_when_the_queues_are_empty(client: Client, redis_url: str) 
 
     assert code == 0
     assert [job.result(timeout=1).text for job in jobs] == ["A", "B"]
+
+
+def test_burst_leaves_what_is_bound_to_other_workers(client: Client, redis_url: str) -> None:
+    bound, job = client.submit("a"), client.submit("b")
+    client.redis.hset(f"rq:job:{bound.id}", "meta", '{"fingerprint": "another"}')
+
+    code = scripted_worker(redis_url, burst=True).run(lambda _ready: None)
+
+    assert (code, bound.status, job.status) == (0, "queued", "finished")
+
+
+def test_burst_ends_while_rq_is_suspended(client: Client, redis_url: str) -> None:
+    job = client.submit("a")
+    suspend(client.redis)
+    code = scripted_worker(redis_url, burst=True).run(lambda _ready: None)
+
+    assert (code, job.status) == (0, "queued")
+
+
+def test_a_dead_worker_s_jobs_are_taken_back_in_one_go_however_many(
+    client: Client, redis_url: str, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (rq_lifecycle, rq_worker):
+        monkeypatch.setattr(module, "MAX_JOBS_PER_RECOVERY", 2)
+    monkeypatch.setattr(rq_worker, "SOCKET_TIMEOUT_S", -3_600)  # No grace after a server's start.
+    jobs = client.submit_many(["a", "b", "c", "d", "e"], requests_per_job=1)
+    with start_worker(delay_s=60):
+        wait_until(lambda: all(job.status == "started" for job in jobs), "all run")
+    leases: Any = client.redis.zrange(LEASES_KEY, 0, -1)
+    client.redis.zadd(LEASES_KEY, dict.fromkeys(leases, 1))
+
+    # Its next regular look would come much too late.
+    monkeypatch.setattr(rq_worker, "RECOVER_S", 3_600)
+    scripted_worker(redis_url, burst=True, lease_s=300).run(lambda _ready: None)
+
+    assert [job.status for job in jobs] == ["finished"] * 5
 
 
 def test_the_producer_loads_no_torch() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from tests.fakes import LetterTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -535,6 +536,11 @@ def test_text_without_tokens_is_refused() -> None:
 class DeafTokenizer:
     """A tokenizer that drops all text."""
 
+    chat_template = None
+
+    def apply_chat_template(self, messages: object) -> str:
+        raise AssertionError("there is no template")
+
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": []}
 
@@ -618,3 +624,54 @@ def test_a_log_probability_that_json_cannot_hold_is_a_very_small_one(value: floa
     assert logprobs is not None
     assert logprobs.token_logprobs == [MIN_LOGPROB]
     assert list(logprobs.top_logprobs[0].values()) == [MIN_LOGPROB]
+
+
+def chat_request(**fields: Any) -> GenerationRequest:
+    messages = [{"role": "user", "content": "hi"}]
+    return GenerationRequest.model_validate({"messages": messages, **fields})
+
+
+def test_a_conversation_becomes_a_prompt_by_the_tokenizer_s_template() -> None:
+    codec = TextCodec(LetterTokenizer(), frozenset(), 1000, TABLE)
+
+    (sequence,) = codec.sequences(chat_request(), "j", 0, now_s=0.0, priority=0)
+
+    assert "".join(map(chr, sequence.prompt_token_ids)) == "user: hi\nassistant:"
+
+
+def test_a_conversation_without_a_template_is_refused() -> None:
+    codec = TextCodec(DeafTokenizer(), frozenset(), 1000, TABLE)
+
+    with pytest.raises(InvalidRequest, match="messages need a chat template"):
+        codec.sequences(chat_request(), "j", 0, now_s=0.0, priority=0)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4000])
+def test_a_prompt_that_does_not_fit_loses_its_beginning_if_the_request_allows_it(
+    max_tokens: int,
+) -> None:
+    codec = TextCodec(LetterTokenizer(), frozenset(), 1000, TABLE)
+    longest = TABLE.max_positions("bulk")
+    request = GenerationRequest(
+        prompt="a" + "b" * longest,
+        sampling=SamplingParams(max_tokens=max_tokens),
+        service_class="bulk",
+        on_long="truncate-left",
+    )
+
+    (sequence,) = codec.sequences(request, "j", 0, now_s=0.0, priority=0)
+
+    assert sequence.num_positions == longest
+    assert sequence.truncated_tokens == 1 + max_tokens
+    assert set(sequence.prompt_token_ids) == {ord("b")}
+
+
+def test_no_cut_makes_room_for_more_new_tokens_than_a_lane_has() -> None:
+    codec = TextCodec(LetterTokenizer(), frozenset(), 1000, TABLE)
+    sampling = SamplingParams(max_tokens=TABLE.max_positions("bulk"))
+    request = GenerationRequest(
+        prompt="a", sampling=sampling, service_class="bulk", on_long="truncate-left"
+    )
+
+    with pytest.raises(PromptTooLong):
+        codec.sequences(request, "j", 0, now_s=0.0, priority=0)

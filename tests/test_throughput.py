@@ -109,3 +109,27 @@ def decode(tokens: int, padding: int = 0) -> StepRun:
 
 def prefill(rows: int, tokens: int, padding: int) -> StepRun:
     return StepRun("prefill", "bulk-32x256", rows, rows, tokens, padding, 0.1)
+
+
+def test_totals_tell_both_kinds_of_positions(throughput: Throughput) -> None:
+    throughput(decode(8))
+    throughput(decode(2))
+
+    tokens, padding_tokens = throughput.totals()
+
+    assert tokens == 10
+    assert throughput.padding_ratio() == padding_tokens / (tokens + padding_tokens)
+
+
+def test_the_rate_while_busy_knows_no_pauses() -> None:
+    clock = Clock()
+    throughput = Throughput(clock)
+    assert throughput.busy_tokens_per_s() == 0.0
+
+    throughput(StepRun("decode", "l", rows=4, slots=8, tokens=4, padding_tokens=4, duration_s=0.5))
+    clock.now_s += 100
+    throughput(
+        StepRun("prefill", "l", rows=2, slots=4, tokens=60, padding_tokens=0, duration_s=1.0)
+    )
+
+    assert throughput.busy_tokens_per_s() == 4.0

@@ -377,7 +377,6 @@ def test_a_thousand_broken_rules_make_a_short_text_that_says_how_many_more() -> 
 def test_several_broken_rules_are_told_together() -> None:
     text = refusal(GenerationRequest, {"sampling": {"max_tokens": 0, "n": 0}, "deadline": -1.0})
 
-    assert "prompt is missing" in text
     assert "sampling.max_tokens is 0" in text
     assert "sampling.n is 0" in text
     assert "deadline is -1.0" in text
@@ -584,3 +583,30 @@ def test_a_result_is_written_as_the_frozen_bytes() -> None:
     written = json.dumps(GOLDEN_RESULT.model_dump(mode="json")).encode() + b"\n"
 
     assert written == (GOLDEN / "result-v1.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({}, "prompt is missing"),
+        ({"messages": []}, "prompt is missing"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "both prompt and"),
+        ({"messages": [{"role": "", "content": "b"}]}, "messages.0.role is ''"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages are not valid Unicode"),
+        ({"messages": [{"role": "user", "content": "b" * 2**20 + "c"}]}, "the limit is 1048576"),
+        ({"messages": [{"role": "user", "content": "b", "audio": 1}]}, "unknown field 'audio'"),
+        ({"prompt": "a", "on_long": "cut"}, "on_long is 'cut'"),
+    ],
+)
+def test_a_request_has_a_prompt_or_messages(data: dict[str, Any], words: str) -> None:
+    assert words in refusal(GenerationRequest, data)
+
+
+def test_what_was_not_asked_for_is_not_sent() -> None:
+    request = GenerationRequest(prompt="a")
+    result = GenerationResult(
+        id="a", completions=[Completion(index=0, text="", token_ids=[], finish_reason="stop")]
+    )
+
+    assert request.model_dump(mode="json", exclude_defaults=True) == {"prompt": "a"}
+    assert not {"truncated_tokens", "prompt"} & result.model_dump(mode="json").keys()

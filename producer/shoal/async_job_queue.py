@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from redis import OutOfMemoryError
 from rq.job import Job as RQJob
 
 from shoal.async_results import ResultReader, cancelled, retrieve_exception
@@ -26,7 +27,7 @@ from shoal.cancellation import (
 from shoal.embedded import EmbeddedRedis
 from shoal.errors import ShoalError
 from shoal.job_states import JobState, read_states, state_reads
-from shoal.jobs import ENQUEUE_ONCE, Handle, OutgoingJob, stream_key
+from shoal.jobs import ENQUEUE_ONCE, Command, Handle, OutgoingJob, stream_key
 from shoal.redis_url import connect_async, redis_errors, resolve_url
 from shoal.wire import JobResult
 
@@ -142,11 +143,19 @@ class AsyncJobQueue:
         states: dict[str, JobState] = {}
         for some, commands in state_reads(job_ids):
             with redis_errors(self.redis_url):
-                async with self.redis.pipeline(transaction=True) as pipeline:
-                    for command in commands:
-                        pipeline.execute_command(*command)
-                    states |= read_states(some, await pipeline.execute())
+                try:
+                    replies = await self._read(commands, transaction=True)
+                except OutOfMemoryError:
+                    # As in `JobQueue.states`: what is there is read even when Redis is full.
+                    replies = await self._read(commands, transaction=False)
+            states |= read_states(some, replies)
         return states
+
+    async def _read(self, commands: Sequence[Command], *, transaction: bool) -> list[Any]:
+        async with self.redis.pipeline(transaction=transaction) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute()
 
     async def _send(self, together: _RoundTrip) -> None:
         try:

@@ -7,12 +7,13 @@ and nothing of prompts; how a job is written and read is in `shoal.jobs` and `sh
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
+from redis import OutOfMemoryError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
 
@@ -26,6 +27,8 @@ from shoal.embedded import EmbeddedRedis
 from shoal.errors import QueueFull, ResultTimeout
 from shoal.job_states import (
     JobState,
+    ListedJob,
+    listed_job,
     read_job_result,
     read_states,
     result_streams,
@@ -34,6 +37,7 @@ from shoal.job_states import (
 from shoal.jobs import (
     ENQUEUE_ONCE,
     EXPIRIES_KEY,
+    Command,
     Handle,
     OutgoingJob,
     cancel_key,
@@ -120,10 +124,24 @@ class JobQueue:
             except ResultTimeout:
                 return {}
 
-    def forget(self, job_ids: Sequence[str], queue: str) -> None:
+    def listed(self, key: str) -> dict[str, ListedJob]:
+        """The jobs in the set at `key`, as they are now."""
+        with self._redis_errors():
+            members: Any = self.redis.smembers(key)
+            job_ids = sorted(member.decode() for member in members)
+            with self.redis.pipeline(transaction=False) as pipeline:
+                for job_id in job_ids:
+                    pipeline.hmget(RQJob.key_for(job_id), "status", "meta")
+                replies = pipeline.execute()
+        return {job_id: listed_job(*reply) for job_id, reply in zip(job_ids, replies, strict=True)}
+
+    def forget(self, job_ids: Sequence[str], queue: str, *, listed_at: str | None = None) -> None:
         """Delete jobs that have ended, with their results, before their time.
 
         For producers of many jobs: Redis holds prompts and results in memory.
+
+        Args:
+            listed_at: the key of a set that they leave as well.
         """
         if not job_ids:
             return
@@ -133,7 +151,15 @@ class JobQueue:
             for registry in ("finished", "canceled"):
                 pipeline.zrem(f"{RQ_KEY_PREFIX}:{registry}:{queue}", *job_ids)
             pipeline.zrem(EXPIRIES_KEY, *job_ids)
+            if listed_at is not None:
+                pipeline.srem(listed_at, *job_ids)
             pipeline.execute()
+
+    def unlist(self, job_ids: Sequence[str], key: str) -> None:
+        """Take jobs out of the set at `key`, and leave them as they are."""
+        if job_ids:
+            with self._redis_errors():
+                self.redis.srem(key, *job_ids)
 
     def cancel(self, handle: Handle) -> bool:
         """Cancel a request: its whole job if it holds nothing else; True if it had not ended."""
@@ -160,15 +186,30 @@ class JobQueue:
                     self._enqueue_once(keys=[job.key], args=job.script_args, client=pipeline)
                 pipeline.execute()
 
+    def execute(self, commands: Iterable[Command]) -> list[Any]:
+        """Run commands in one transaction; a reply for each."""
+        with self._redis_errors():
+            return self._replies(commands, transaction=True)
+
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """What Redis says of each job now."""
         states: dict[str, JobState] = {}
         for some, commands in state_reads(job_ids):
-            with self._redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                states |= read_states(some, pipeline.execute())
+            with self._redis_errors():
+                try:
+                    replies = self._replies(commands, transaction=True)
+                except OutOfMemoryError:
+                    # It refuses each command of a transaction, also those that only read. But what
+                    # has a result must be read, and forgotten, for there to be room again.
+                    replies = self._replies(commands, transaction=False)
+            states |= read_states(some, replies)
         return states
+
+    def _replies(self, commands: Iterable[Command], *, transaction: bool) -> list[Any]:
+        with self.redis.pipeline(transaction=transaction) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(pipeline.execute())
 
     def block(self, states: dict[str, JobState], deadline: Deadline) -> None:
         """Until one of the jobs has a new result, a second at the most."""

@@ -96,6 +96,22 @@ class JobState:
         return self.status is None or self.status in FINAL_STATUSES
 
 
+@dataclass(frozen=True, slots=True)
+class ListedJob:
+    """A job at a glance: its status (None: gone), and the kind of workers it is bound to."""
+
+    status: str | None
+    fingerprint: str | None = None
+
+
+def listed_job(status: bytes | None, meta: bytes | None) -> ListedJob:
+    """A job from those two fields of its hash."""
+    if status is None:
+        return ListedJob(None)
+    facts = json.loads(meta or b"{}")
+    return ListedJob(status.decode(errors="replace"), facts.get("fingerprint"))
+
+
 def state_commands(job_id: str) -> tuple[Command, Command, Command]:
     """What to ask, in one transaction: a status without the entry written with it would mislead."""
     return (

@@ -57,6 +57,9 @@ end
 return 1
 """
 
+# Of bulk runs: the jobs of each, and how it goes.
+RUN_KEY_PREFIX = f"{RQ_KEY_PREFIX}:shoal:bulk"
+
 # When each result goes, or went: the worker notes it, and keeps the note for a day longer.
 EXPIRIES_KEY = f"{RQ_KEY_PREFIX}:shoal:expiries"
 
@@ -171,12 +174,16 @@ def outgoing_job(
     result_ttl_s: int = DEFAULT_RESULT_TTL_S,
     stream: bool = False,
     fingerprint: str | None = None,
+    queued_ttl_s: int | None = None,
+    along: Sequence[Command] = (),
 ) -> OutgoingJob:
     """The RQ job of these requests, written by RQ's own code into commands not yet sent.
 
     Args:
         stream: whether the text is also to be told as it is made.
         fingerprint: binds the job to workers of this kind; others leave it in its queue.
+        queued_ttl_s: seconds after which it goes if nobody takes it; None: never.
+        along: commands that run in the step that enqueues it, and only then.
     """
     if not queue or not queue.isprintable() or queue != queue.strip():
         raise InvalidRequest(f"queue is {queue!r}; give a name such as {QUEUE_DEFAULT}")
@@ -189,13 +196,14 @@ def outgoing_job(
         args=({"v": job.v, **job.model_dump(mode="json", exclude_defaults=True)},),
         timeout=-1,  # A deadline is a request's own; RQ's would count the wait in the lane.
         result_ttl=result_ttl_s,
+        ttl=queued_ttl_s,
         failure_ttl=FAILURE_TTL_S,
         description=_description(job),  # RQ's default would put the prompt into logs.
         job_id=job_id,
         meta=_meta(job, stream=stream, fingerprint=fingerprint),
         retry=Retry(max=MAX_RETRIES),
     )
-    commands = _enqueue_commands(queue, data)
+    commands = (*_enqueue_commands(queue, data), *along)
     return OutgoingJob(job_id, queue, tuple(job.requests), commands)
 
 
@@ -238,6 +246,8 @@ def pack(
 def prompt_bytes(request: GenerationRequest) -> int:
     """The prompt's size: UTF-8 bytes of text, four bytes a token."""
     prompt = request.prompt
+    if request.messages:
+        return sum(len(message.content.encode()) for message in request.messages)
     return len(prompt.encode()) if isinstance(prompt, str) else BYTES_PER_TOKEN * len(prompt)
 
 

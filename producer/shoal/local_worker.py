@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from shoal.errors import ShoalError
+from shoal.logs import FORMAT_VARIABLE
+from shoal.redis_url import FILE_VARIABLE
 
 READY_WORD = "ready"
 POLL_S = 0.05
@@ -34,6 +36,11 @@ os.execv(sys.executable, [sys.executable, "-m", "shoal_worker", *sys.argv[1:]])
 """
 
 
+def worker_command(*arguments: str) -> list[str]:
+    """The command of a worker process that drains when the process that started it is killed."""
+    return [sys.executable, "-c", _LAUNCH, *arguments]
+
+
 class LocalWorker:
     """One worker process. A context manager, or `start` and `stop`.
 
@@ -43,15 +50,29 @@ class LocalWorker:
         queues: the queues it serves, most urgent first.
         folder: an existing folder for its two logs.
         name: distinguishes the logs of several.
+        variables: more of its settings, as SHOAL_* variables.
     """
 
     def __init__(
-        self, model: str, redis_url: str, queues: Sequence[str], folder: Path, name: str = "worker"
+        self,
+        model: str,
+        redis_url: str,
+        queues: Sequence[str],
+        folder: Path,
+        name: str = "worker",
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.log_file = folder / f"{name}.log"
         self._out_file = folder / f"{name}.out"
-        self._redis_url = redis_url
+        # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
+        # Its lines are read here: the one that says `ready`, and the last one of one that failed.
+        self._variables = {
+            **(variables or {}),
+            FORMAT_VARIABLE: "text",
+            "SHOAL_REDIS_URL": redis_url,
+            FILE_VARIABLE: "",
+        }
         self._arguments = ["--model", model, "--queues", ",".join(queues), "--metrics-port", "0"]
         self._process: subprocess.Popen[bytes] | None = None
         self._is_told = False
@@ -75,16 +96,14 @@ class LocalWorker:
 
     def start(self) -> None:
         """Launch the process; it is not ready when this returns."""
-        # By variable, not by flag: a URL may hold a password, and arguments are everybody's to see.
-        environ = os.environ | {"SHOAL_REDIS_URL": self._redis_url}
         # Files, not pipes: nobody has to read on for the worker not to block.
         with self._out_file.open("wb") as out, self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, *self._arguments],
+                worker_command(*self._arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
-                env=environ,
+                env=os.environ | self._variables,
                 start_new_session=True,
             )
 

@@ -1,18 +1,18 @@
 """How every part of Shoal gets its Redis client: at which address, within which time limits.
 
 Owns the order in which an address is looked up, what an address may look like, how it is shown
-without its password, and the one line that says why no Redis answers. It doesn't know what is
-kept in Redis, nor how the embedded server runs: to it, that is an address as any other.
+without its password, and the time limits of every client. It doesn't know what is kept in Redis,
+nor how the embedded server runs: to it, that is an address as any other. Addresses that name
+sentinels are read in `sentinel`; why nothing answers is said in `unreachable`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -20,18 +20,17 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ExponentialWithJitterBackoff, NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    NoPermissionError,
-    RedisError,
-)
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from shoal.errors import QueueFull, RedisUnavailable
+from shoal.sentinel import OPTIONS as SENTINEL_OPTIONS
+from shoal.sentinel import is_sentinel, parse_sentinel_url
+from shoal.unreachable import explain
 
-SCHEMES = ("redis", "rediss", "unix")
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 VARIABLES = ("SHOAL_REDIS_URL", "REDIS_URL")
+FILE_VARIABLE = "SHOAL_REDIS_URL_FILE"  # A secret mounted as a file, where variables are shown.
 HEALTH_CHECK_INTERVAL_S = 30
 BACKOFF_BASE_S = 0.05
 SOCKET_TIMEOUT_S = 5.0
@@ -46,30 +45,13 @@ _OPTIONS = frozenset({
     "ssl_check_hostname", "ssl_ciphers", "ssl_keyfile", "ssl_min_version", "ssl_password",
 })  # fmt: skip
 
-_START = "Start one, or leave --redis out to use the embedded one"
-# A server without TLS waits in silence for the rest of a greeting; one with TLS hangs up.
-_CHECK_ADDRESS = "Check host, port and firewall, and TLS: rediss:// with it, redis:// without"
-_CHECK_TLS = "Check that the server has TLS, and the ssl_ca_certs of the URL"
-
 # A server that restarts is waited for; one that is silent has had its time.
 _FIRST_CONTACT_RETRIES = (redis.ConnectionError,)
 
-# First match wins.
-_REASONS: tuple[tuple[type[BaseException], str, str], ...] = (
-    (AuthenticationError, "{error}", "Check user name and password in the URL"),
-    (NoPermissionError, "{error}", "Check the rights of this user"),
-    (BusyLoadingError, "it is still loading its data", "Try again in a moment"),
-    (socket.gaierror, "the host name is not known", "Check the host name"),
-    (ssl.SSLError, "TLS failed, {error}", _CHECK_TLS),
-    (FileNotFoundError, "there is no such socket file", _START),
-    (ConnectionRefusedError, "connection refused", _START),
-    (PermissionError, "permission denied", "Check owner and mode of the socket file"),
-    (redis.TimeoutError, "no answer within {timeout_s:g} s", _CHECK_ADDRESS),
-)
-
 
 def resolve_url(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The Redis URL to use: the one given, SHOAL_REDIS_URL, REDIS_URL; None means the embedded one.
+    """The Redis URL to use: the one given, SHOAL_REDIS_URL (or the first line of the file that
+    SHOAL_REDIS_URL_FILE names), REDIS_URL; None means the embedded one.
 
     A variable that is set but empty counts as not set; an empty `explicit` is refused, since
     `--redis "$URL"` with an unset variable must not end up in another Redis than was meant.
@@ -81,12 +63,26 @@ def resolve_url(explicit: str | None = None, environ: Mapping[str, str] = os.env
     if explicit is not None:
         _check(explicit)
         return explicit
+    if path := environ.get(FILE_VARIABLE):
+        if environ.get("SHOAL_REDIS_URL"):
+            raise RedisUnavailable(f"SHOAL_REDIS_URL and {FILE_VARIABLE} are both set; unset one")
+        from_file = _read_url(path)
+        _check(from_file, source=f"{FILE_VARIABLE}: ")
+        return from_file
     for name in VARIABLES:
         if url := environ.get(name):
             _check(url, source=f"{name}: ")
             return url
     require_embedded_allowed(environ)
     return None
+
+
+def _read_url(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text"
+        raise RedisUnavailable(f"{FILE_VARIABLE}: {path} cannot be read: {reason}") from None
 
 
 def embedded_allowed(environ: Mapping[str, str] = os.environ) -> bool:
@@ -99,7 +95,7 @@ def require_embedded_allowed(environ: Mapping[str, str] = os.environ) -> None:
     if not embedded_allowed(environ):
         raise RedisUnavailable(
             f"no Redis is named, and SHOAL_EMBEDDED={environ['SHOAL_EMBEDDED']} forbids the "
-            "embedded one: give --redis or set SHOAL_REDIS_URL"
+            f"embedded one: give --redis or set SHOAL_REDIS_URL or {FILE_VARIABLE}"
         )
 
 
@@ -118,12 +114,16 @@ def redacted(url: str) -> str:
     return f"{scheme}{separator}{shown_user if at else ''}{at}{address}{tail}"
 
 
+# A replica after a failover, a disk that is full, replicas that are gone: it may work later.
+_REFUSALS = ("READONLY", "MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY")
+
+
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
     """Turn redis-py's errors into Shoal's.
 
     Raises:
-        QueueFull: Redis is out of memory. RedisUnavailable: it does not answer.
+        QueueFull: Redis is out of memory. RedisUnavailable: it does not answer, or refuses for now.
     """
     try:
         yield
@@ -134,6 +134,11 @@ def redis_errors(url: str) -> Iterator[None]:
         ) from None
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise RedisUnavailable(f"Redis at {redacted(url)} does not answer: {error}") from None
+    except redis.ResponseError as error:
+        refuses_now = isinstance(error, redis.ReadOnlyError)
+        if not refuses_now and not any(word in str(error) for word in _REFUSALS):
+            raise
+        raise RedisUnavailable(f"Redis at {redacted(url)} refuses for now: {error}") from None
 
 
 def connect(
@@ -154,9 +159,12 @@ def connect(
     _check(url)
     client: redis.Redis | None = None
     try:
-        client = redis.Redis.from_url(
-            url, retry=Retry(NoBackoff(), 0), **_client_options(url, socket_timeout_s, retries)
-        )
+        options = _client_options(url, socket_timeout_s, retries)
+        options["retry"] = Retry(NoBackoff(), 0)
+        if is_sentinel(url):
+            client = parse_sentinel_url(url).client(**options)
+        else:
+            client = redis.Redis.from_url(url, **options)
         first_contact = Retry(_backoff(), retries, _FIRST_CONTACT_RETRIES)
         first_contact.call_with_retry(client.ping, lambda _: None)
         client.set_retry(Retry(_backoff(), retries))
@@ -176,9 +184,12 @@ async def connect_async(
     _check(url)
     client: redis.asyncio.Redis | None = None
     try:
-        client = redis.asyncio.Redis.from_url(
-            url, retry=AsyncRetry(NoBackoff(), 0), **_client_options(url, socket_timeout_s, retries)
-        )
+        options = _client_options(url, socket_timeout_s, retries)
+        options["retry"] = AsyncRetry(NoBackoff(), 0)
+        if is_sentinel(url):
+            client = parse_sentinel_url(url).async_client(**options)
+        else:
+            client = redis.asyncio.Redis.from_url(url, **options)
         first_contact = AsyncRetry(_backoff(), retries, _FIRST_CONTACT_RETRIES)
         await first_contact.call_with_retry(client.ping, _nothing)
         client.set_retry(AsyncRetry(_backoff(), retries))
@@ -228,12 +239,28 @@ def _complaint(url: str) -> str | None:
         return f"cannot be read: {error}"
     if parts.scheme not in SCHEMES or "://" not in url:
         return "is none: it must begin with redis://, rediss:// or unix://"
-    address = _unix_complaint(parts) if parts.scheme == "unix" else _tcp_complaint(parts)
+    address = _address_complaint(url, parts)
     if address is not None:
         return address
     names = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if is_sentinel(url):
+        names -= SENTINEL_OPTIONS
     if unknown := sorted(names - _OPTIONS):
         return f"has an option that Shoal does not take: {', '.join(unknown)}"
+    return None
+
+
+def _address_complaint(url: str, parts: SplitResult) -> str | None:
+    if parts.scheme == "unix":
+        return _unix_complaint(parts)
+    if "@" in parts.path + parts.query + parts.fragment:
+        return "cannot be read: write / ? # @ inside a password as %2F %3F %23 %40"
+    if not is_sentinel(url):
+        return _tcp_complaint(parts)
+    try:
+        parse_sentinel_url(url)
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -244,8 +271,6 @@ def _unix_complaint(parts: SplitResult) -> str | None:
 
 
 def _tcp_complaint(parts: SplitResult) -> str | None:
-    if "@" in parts.path + parts.query + parts.fragment:
-        return "cannot be read: write / ? # @ inside a password as %2F %3F %23 %40"
     try:
         port = parts.port
     except ValueError:
@@ -258,26 +283,5 @@ def _tcp_complaint(parts: SplitResult) -> str | None:
 
 
 def _unavailable(url: str, error: BaseException, socket_timeout_s: float) -> RedisUnavailable:
-    reason, advice = _explain(error, url, socket_timeout_s)
+    reason, advice = explain(error, url, socket_timeout_s)
     return RedisUnavailable(f"no Redis answers at {redacted(url)}: {reason}. {advice}")
-
-
-def _explain(error: BaseException, url: str, socket_timeout_s: float) -> tuple[str, str]:
-    """Why there is no connection, and what to do about it, in plain words."""
-    # redis-py wraps the system's own error, which is the clearer one, in its ConnectionError.
-    for cause in (error, error.__cause__ or error.__context__):
-        if isinstance(cause, FileNotFoundError) and url.startswith("rediss:"):
-            return "a certificate file that the URL names does not exist", _CHECK_TLS
-        for kind, reason, advice in _REASONS:
-            if isinstance(cause, kind):
-                return reason.format(error=_words(cause), timeout_s=socket_timeout_s), advice
-    return _words(error), _CHECK_ADDRESS
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    first_line = str(error).partition("\n")[0].rstrip(".")
-    return first_line[:1].lower() + first_line[1:]

@@ -1,4 +1,4 @@
-"""What Redis knows of queues, workers and failures, read as it stands.
+"""What Redis knows of queues, workers, failures and bulk runs, read as it stands.
 
 Raw reads only: RQ's own registry classes clean up while they count, which fails or retries other
 people's jobs. Prompts are never read, nor anything RQ derives from them.
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from redis import Redis
 from rq.defaults import RQ_KEY_PREFIX
 
+from shoal.bulk.run_state import LIST_RUNS, RunState, read_commands, read_state
 from shoal.errors import ShoalError
 from shoal.job_states import JobState, read_job_result
 from shoal.jobs import results_key
@@ -52,7 +53,11 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One registered worker. What only Shoal's own workers tell is None with others."""
+    """One registered worker. What only Shoal's own workers tell is None with others.
+
+    Attributes:
+        tokens_per_s: lately; busy_tokens_per_s: while it had anything to do.
+    """
 
     name: str
     state: str
@@ -66,7 +71,10 @@ class WorkerState:
     slots: int | None = None
     running: int | None = None
     tokens_per_s: float | None = None
+    busy_tokens_per_s: float | None = None
     padding_ratio: float | None = None
+    tokens: int | None = None
+    padding_tokens: int | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -103,17 +111,23 @@ class Snapshot:
     queues: tuple[QueueState, ...]
     workers: tuple[WorkerState, ...]
     failures: tuple[Failure, ...]
+    runs: tuple[RunState, ...] = ()
 
 
 def read_snapshot(redis: Redis) -> Snapshot:
-    """Queues (Shoal's own and all that RQ knows), workers, and the newest failures."""
-    names = read_queue_names(redis)
+    """Queues (Shoal's own and all that RQ knows), workers, the newest failures and bulk runs."""
+    queues, workers, _now_s = read_queues_and_workers(redis)
+    failures = read_failures(redis, [queue.name for queue in queues])
+    return Snapshot(queues, workers, tuple(failures), tuple(read_runs(redis)))
+
+
+def read_queues_and_workers(
+    redis: Redis,
+) -> tuple[tuple[QueueState, ...], tuple[WorkerState, ...], float]:
+    """Queues and workers, and the server's clock by which their ages are."""
     now_s = _redis_time_s(redis)
-    return Snapshot(
-        queues=tuple(read_queues(redis, names, now_s)),
-        workers=tuple(read_workers(redis, now_s)),
-        failures=tuple(read_failures(redis, names)),
-    )
+    queues = read_queues(redis, read_queue_names(redis), now_s)
+    return tuple(queues), tuple(read_workers(redis, now_s)), now_s
 
 
 def live_workers(redis: Redis, queue: str | None = None) -> list[WorkerState]:
@@ -171,6 +185,20 @@ def read_workers(redis: Redis, now_s: float) -> list[WorkerState]:
     ]
 
 
+def read_runs(redis: Redis) -> list[RunState]:
+    """The bulk runs of the last hour, as each was last told."""
+    members: Any = redis.execute_command(*LIST_RUNS)
+    run_ids = [member.decode() for member in members]
+    with redis.pipeline(transaction=True) as pipeline:
+        for run_id in run_ids:
+            for command in read_commands(run_id):
+                pipeline.execute_command(*command)
+        replies = pipeline.execute()
+    each = zip(run_ids, replies[::2], replies[1::2], strict=True)
+    states = (read_state(run_id, values, ttl_ms) for run_id, values, ttl_ms in each)
+    return [state for state in states if state is not None]
+
+
 def read_failures(redis: Redis, queues: Iterable[str]) -> list[Failure]:
     """The newest failed jobs of each queue."""
     failures = []
@@ -208,7 +236,10 @@ def _worker(name: str, fields: Mapping[bytes, bytes], now_s: float) -> WorkerSta
         slots=_number(text.get("shoal_slots"), int),
         running=_number(text.get("shoal_running"), int),
         tokens_per_s=_number(text.get("shoal_tokens_per_s"), float),
+        busy_tokens_per_s=_number(text.get("shoal_busy_tokens_per_s"), float),
         padding_ratio=_number(text.get("shoal_padding_ratio"), float),
+        tokens=_number(text.get("shoal_tokens"), int),
+        padding_tokens=_number(text.get("shoal_padding_tokens"), int),
     )
 
 

@@ -36,11 +36,13 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**63 - 1
+MAX_MESSAGES = 1_024
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_LEVELS = 32
 
 ServiceClass = Literal["interactive", "bulk"]
 FinishReason = Literal["stop", "length", "abort", "deadline"]
+OnLong = Literal["error", "truncate-left"]
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -134,11 +136,23 @@ class SamplingParams(_Wire):
         return self
 
 
+class ChatMessage(_Wire):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str
+    name: str | None = Field(None, min_length=1, max_length=256)
+
+
 class GenerationRequest(_Wire):
     """One prompt and how to continue it.
 
     Attributes:
-        prompt: text, or token ids of the worker's tokenizer.
+        prompt: text, or token ids of the worker's tokenizer; empty where there are messages.
+        messages: a conversation in its place, which the worker's tokenizer turns into a prompt by
+            its chat template; refused where it has none.
+        on_long: what becomes of a prompt that does not fit: refused, or cut at its start.
+        count_only: tokenise, check and count, and generate nothing: completions are empty.
         id: comes back in the result; a job's own id where it is not given.
         service_class: chooses the worker's lanes: `interactive` for latency, `bulk` for throughput.
         model: the model this request is for; None takes whatever the worker serves.
@@ -146,12 +160,15 @@ class GenerationRequest(_Wire):
         metadata: the caller's own, carried along and never read.
     """
 
-    prompt: Prompt
+    prompt: Prompt = ""
+    messages: list[ChatMessage] = Field(default_factory=list, max_length=MAX_MESSAGES)
     sampling: SamplingParams = Field(default_factory=SamplingParams)
     id: str | None = Field(None, min_length=1, max_length=256)
     service_class: ServiceClass = "interactive"
     model: str | None = Field(None, min_length=1, max_length=1024)
     deadline: float | None = Field(None, gt=0.0)
+    on_long: OnLong = "error"
+    count_only: bool = False
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("prompt")
@@ -159,15 +176,28 @@ class GenerationRequest(_Wire):
     def _prompt_within_limits(cls, value: str | list[int]) -> str | list[int]:
         if not value:
             raise ValueError("the prompt is empty; give at least one character or token")
-        try:
-            num_bytes = len(value.encode()) if isinstance(value, str) else 4 * len(value)
-        except UnicodeEncodeError as error:
-            msg = f"the prompt is not valid Unicode text: {error.reason}"
-            raise ValueError(msg) from None
+        num_bytes = _num_bytes("prompt is", value) if isinstance(value, str) else 4 * len(value)
         if num_bytes > MAX_PROMPT_BYTES:
             msg = f"the prompt is {num_bytes} bytes; the limit is {MAX_PROMPT_BYTES}"
             raise ValueError(msg)
         return value
+
+    @field_validator("messages")
+    @classmethod
+    def _messages_within_limits(cls, value: list[ChatMessage]) -> list[ChatMessage]:
+        num_bytes = sum(_num_bytes("messages are", one.content) for one in value)
+        if num_bytes > MAX_PROMPT_BYTES:
+            msg = f"the messages are {num_bytes} bytes; the limit is {MAX_PROMPT_BYTES}"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _prompt_or_messages(self) -> Self:
+        if not self.prompt and not self.messages:
+            raise ValueError("prompt is missing")
+        if self.prompt and self.messages:
+            raise ValueError("there are both prompt and messages; give one of them")
+        return self
 
     @field_validator("metadata")
     @classmethod
@@ -184,6 +214,14 @@ class GenerationRequest(_Wire):
             msg = f"metadata is {num_bytes} bytes as JSON; the limit is {MAX_METADATA_BYTES}"
             raise ValueError(msg)
         return value
+
+
+def _num_bytes(subject: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        msg = f"the {subject} not valid Unicode text: {error.reason}"
+        raise ValueError(msg) from None
 
 
 def nests_within(value: object, num_levels: int) -> bool:
@@ -246,7 +284,11 @@ class ResultError(_Wire):
 
 
 class GenerationResult(_Wire):
-    """What became of one request: completions or an error, never neither."""
+    """What became of one request: completions or an error, never neither.
+
+    Attributes:
+        truncated_tokens: how many tokens the prompt lost at its start, as the request allowed.
+    """
 
     id: str
     completions: list[Completion] = Field(default_factory=list)
@@ -256,6 +298,7 @@ class GenerationResult(_Wire):
     timing: Timing = Field(default_factory=lambda: Timing(queue_s=0.0, prefill_s=0.0, decode_s=0.0))
     error: ResultError | None = None
     prompt: str | list[int] | None = Field(None, exclude_if=lambda value: value is None)
+    truncated_tokens: int = Field(0, exclude_if=lambda value: value == 0)
 
     @model_validator(mode="after")
     def _never_neither(self) -> Self:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from tests.engine.serving import loaded_model
 
-from shoal_worker.bench.steps import decode_breakdown, prefill_ms, throughput
+from shoal_worker.bench.steps import decode_step, prefill_ms
 from shoal_worker.engine import Engine
 from shoal_worker.lanes import LaneSpec, LaneTable
 
@@ -22,22 +20,26 @@ def engine() -> Engine:
 
 @pytest.mark.filterwarnings("ignore:.*[Pp]rofiler.*")
 def test_a_breakdown_s_parts_add_up(engine: Engine) -> None:
-    result = decode_breakdown(engine, LANE, num_calls=2)
+    step = decode_step(engine, LANE, max_calls=2)
 
-    assert sum(result.parts_ms.values()) == pytest.approx(result.device_ms)
-    assert {"attention", "matrix products"} <= set(result.parts_ms)
-    assert result.wall_ms > 0
+    assert sum(step.call.parts_ms.values()) == pytest.approx(step.call.device_ms)
+    assert {"attention", "matrix products"} <= set(step.call.parts_ms)
+    assert step.step_ms == step.call.wall_ms > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*[Pp]rofiler.*")
+def test_a_step_s_context_is_the_mean_of_what_its_calls_read(engine: Engine) -> None:
+    step = decode_step(engine, LANE, max_calls=2)
+
+    # 32 tokens of prompt; three calls to warm up read 33 to 35 positions, two are timed.
+    assert (step.rows, step.context) == (4, (36 + 37) / 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Pp]rofiler.*")
+def test_no_more_calls_are_made_than_a_lane_has_positions(engine: Engine) -> None:
+    # 31 steps fit: 3 to warm up, and 14 each for both kinds of timing.
+    assert decode_step(engine, LANE, max_calls=1000).context == 32 + 3 + (1 + 14) / 2
 
 
 def test_every_bucket_has_its_time(engine: Engine) -> None:
     assert list(prefill_ms(engine, LANE, num_calls=1)) == ["4x32", "4x64"]
-
-
-def test_a_workload_runs_to_its_last_token() -> None:
-    lane = LaneSpec("bulk", 4, 256)
-    loaded = replace(loaded_model(max_position_embeddings=256), max_positions=256)
-
-    result = throughput(Engine(loaded, LaneTable([lane])), "W1", 6)
-
-    assert (result.prompts, result.new_tokens) == (6, 6 * 64)
-    assert result.tokens_per_s == pytest.approx(6 * 64 / result.duration_s)

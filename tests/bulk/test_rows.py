@@ -9,19 +9,13 @@ from typing import Any
 
 import pytest
 
-from shoal.bulk import readers
+from shoal.bulk import streams
+from shoal.bulk.fields import COLUMNS
+from shoal.bulk.flat import flat_rows
 from shoal.bulk.plan import MaxFailures
 from shoal.bulk.readers import read_rows, survey
-from shoal.bulk.rows import (
-    COLUMNS,
-    FailedRow,
-    InputRow,
-    Place,
-    RowDefaults,
-    error_line,
-    flat_rows,
-    row_from_line,
-)
+from shoal.bulk.records import row_from_line
+from shoal.bulk.rows import FailedRow, InputRow, Place, RowDefaults, error_line
 from shoal.bulk.seeds import row_seed
 from shoal.errors import InvalidRequest
 from shoal.wire import Completion, GenerationResult, Usage
@@ -159,7 +153,7 @@ def test_text_lines_are_prompts_as_they_stand(tmp_path: Path) -> None:
 def test_an_endless_line_is_an_error_and_the_next_line_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 10)
     path = tmp_path / "p.txt"
     path.write_bytes(b"x" * 35 + b"\nshort\n" + b"y" * 30)
 

@@ -76,7 +76,7 @@ def committed_executions(client: redis.Redis, job_id: str) -> list[str]:
 
 
 def assert_each_request_came_back_once(
-    client: Client, jobs: Sequence[Job], timeout_s: float = 20.0
+    client: Client, jobs: Sequence[Job], timeout_s: float = 60.0
 ) -> None:
     """All results are there, once, and nothing is left over."""
     assert lost_requests(jobs, timeout_s) == []

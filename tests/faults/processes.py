@@ -100,7 +100,7 @@ class WorkerProcess:
         wait_until(lambda: self.is_ready or self.exit_code is not None, "the worker is ready")
         self.assert_alive()
 
-    def wait_exit(self, timeout_s: float = 20.0) -> int:
+    def wait_exit(self, timeout_s: float = 60.0) -> int:
         """Its exit code, when it has ended."""
         return self._process.wait(timeout_s)
 

@@ -94,7 +94,7 @@ def test_what_ended_during_an_outage_is_committed_once_after_it(
 
     assert_each_request_came_back_once(client, jobs, RETURN_LIMIT_S)
     assert {job_id: committed_executions(client.redis, job_id) for job_id in runs} == runs
-    assert client.submit("after").result(timeout=20).text == "AFTER"
+    assert client.submit("after").result(timeout=60).text == "AFTER"
     worker.assert_alive()
 
 

@@ -31,7 +31,7 @@ def test_a_stopped_worker_s_results_are_refused_and_counted_and_it_goes_on(
     for job_id, execution_id in held.items():
         assert execution_id not in committed_executions(client.redis, job_id)
     other.kill()
-    assert client.submit("after").result(timeout=20).text == "AFTER"
+    assert client.submit("after").result(timeout=60).text == "AFTER"
 
 
 def test_a_stopped_worker_that_wakes_while_another_runs_its_jobs_takes_nothing_back(
@@ -47,6 +47,7 @@ def test_a_stopped_worker_that_wakes_while_another_runs_its_jobs_takes_nothing_b
 
     zombie.go_on()
 
+    wait_until(lambda: moved(zombie, "fenced") == len(held), "each lost job is counted")
     assert_each_request_came_back_once(client, jobs)
     for job_id, execution_id in held.items():
         assert committed_executions(client.redis, job_id) == [execution_id]

@@ -108,6 +108,21 @@ class Answers:
             model=self.model_name,
             fingerprint=self.fingerprint,
             timing=_timing(request, queued_s),
+            truncated_tokens=request.sequences[0].truncated_tokens,
+        )
+
+    def counted(self, request: OpenRequest, sequences: list[Sequence]) -> GenerationResult:
+        """The result of a request that only asked how many tokens it has: nothing generated."""
+        return GenerationResult(
+            id=request.id,
+            completions=[
+                Completion(index=s.key.sample, text="", token_ids=[], finish_reason="length")
+                for s in sequences
+            ],
+            usage=Usage(prompt_tokens=len(sequences[0].prompt_token_ids), completion_tokens=0),
+            model=self.model_name,
+            fingerprint=self.fingerprint,
+            truncated_tokens=sequences[0].truncated_tokens,
         )
 
     def error(

@@ -4,63 +4,33 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 import click
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from pydantic.fields import FieldInfo
 
+from shoal.cli.exits import note
+from shoal.cli.invocation import current_invocation
 from shoal.embedded import EmbeddedRedis
 from shoal.errors import ShoalError
+from shoal.exporter import QueueCollector
+from shoal.http import HttpServer
+from shoal.logs import configure, json_line
 from shoal.redis_url import redacted, resolve_url
 from shoal_worker.engine_link import EngineFailedError
 from shoal_worker.events import EngineLoaded, Event
-from shoal_worker.http import HttpServer
+from shoal_worker.fleet import ALL_DEVICES, count_gpus, serve_fleet
 from shoal_worker.messages import Ready
 from shoal_worker.metrics import PrometheusMetrics
 from shoal_worker.rq_worker import Worker
-from shoal_worker.settings import WorkerSettings, default_text, flag, read_settings, variable
-
-
-def _declarations(name: str, info: FieldInfo) -> tuple[str, ...]:
-    if info.annotation is bool:
-        return (f"{flag(name)}/--no-{flag(name)[2:]}",)
-    return (flag(name),)
-
-
-def _option_type(info: FieldInfo) -> Any:
-    kinds = get_args(info.annotation) if get_origin(info.annotation) is not Literal else ()
-    for kind in (info.annotation, *kinds):
-        if get_origin(kind) is Literal:
-            return click.Choice(list(get_args(kind)))
-        if kind in (int, float, bool):
-            return kind
-    return str
-
-
-def _metavar(info: FieldInfo) -> str | None:
-    return None if isinstance(_option_type(info), click.Choice) else "VALUE"
-
-
-def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option for each setting, with its description and variable."""
-    for name, info in reversed(WorkerSettings.model_fields.items()):
-        command = click.option(
-            *_declarations(name, info),
-            name,
-            type=_option_type(info),
-            default=None,
-            envvar=None if name == "redis" else variable(name),
-            metavar=_metavar(info),
-            help=f"{info.description} [default: {default_text(info)}]",
-        )(command)
-    return command
+from shoal_worker.setting_options import setting_options
+from shoal_worker.settings import WorkerSettings, read_settings
 
 
 @click.command()
-@setting_options
+@setting_options(WorkerSettings)
 def worker(**values: Any) -> None:
     """Serve a model: claim jobs, generate, write results back."""
     if values["model"] is None:
@@ -69,13 +39,33 @@ def worker(**values: Any) -> None:
             "that comes with Shoal"
         )
     settings = read_settings(values)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    current_invocation().log_format = settings.log_format
+    configure(settings.log_level, settings.log_format)
     logging.getLogger("rq.worker").setLevel(logging.WARNING)
-    sys.exit(serve(settings))
+    sys.exit(serve_all(settings) if settings.device == ALL_DEVICES else serve(settings))
+
+
+def serve_all(settings: WorkerSettings) -> int:
+    """Run one worker process for each GPU; the worst of their exit codes.
+
+    Raises:
+        ShoalError: there is no GPU, or there are more than ports.
+    """
+    num_gpus = count_gpus()
+    with _redis_url(settings) as url:
+        return serve_fleet(settings, url, num_gpus)
+
+
+@contextmanager
+def _redis_url(settings: WorkerSettings) -> Iterator[str]:
+    """The address to use; the embedded Redis lasts as long as the block."""
+    url = resolve_url(settings.redis)
+    if url is not None:
+        yield url
+        return
+    with EmbeddedRedis() as embedded:
+        note("using the embedded Redis of this user")
+        yield embedded.url
 
 
 def serve(settings: WorkerSettings) -> int:
@@ -85,15 +75,16 @@ def serve(settings: WorkerSettings) -> int:
         ShoalError: Redis does not answer, a port is taken, or the engine cannot run.
     """
     with ExitStack() as stack:
-        url = resolve_url(settings.redis)
-        if url is None:
-            url = stack.enter_context(EmbeddedRedis()).url
-            click.echo("using the embedded Redis of this user", err=True)
+        url = stack.enter_context(_redis_url(settings))
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         metrics = _LateMetrics(registry, settings)
         process = Worker(settings, url, subscribers=(metrics,))
+        # The process that holds the model and does the work is the child.
+        ProcessCollector("shoal_engine", lambda: process.engine_pid or "", registry=registry)
+        if settings.export_queues:
+            registry.register(stack.enter_context(closing(QueueCollector(url))))
         server = stack.enter_context(
             HttpServer(
                 settings.metrics_host,
@@ -105,11 +96,13 @@ def serve(settings: WorkerSettings) -> int:
         )
 
         def announce(ready: Ready) -> None:
-            click.echo(
+            text = (
                 f"ready: {ready.model_name} on {ready.device} in {ready.dtype}, {ready.num_slots} "
                 f"slots, queues {', '.join(settings.queues)} at {redacted(url)}, metrics at "
                 f"{server.url}/metrics, loaded in {ready.load_s:.1f} s"
             )
+            as_json = settings.log_format == "json"
+            click.echo(json_line("info", text, "shoal.worker") if as_json else text)
 
         try:
             return process.run(announce)

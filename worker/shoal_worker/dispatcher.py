@@ -14,13 +14,15 @@ from rq.utils import now
 
 from shoal.wire import GenerationResult, ResultError
 from shoal_worker.engine_link import EngineFailedError, EngineLink
+from shoal_worker.events import EngineDied, RequestEnded, Subscriber
 from shoal_worker.held_jobs import HeldJob, HeldJobs
 from shoal_worker.messages import Cancel, JobDone, JobRefused, Submit
 from shoal_worker.probation import Probation, Suspect
 from shoal_worker.rq_outcomes import Claimed, DeadLetter, Failed, Stopped, Succeeded
 
 RUN_ALONE_AFTER = 2  # Workers that died under a job; `recover.lua` counts them the same way.
-MAX_FRUITLESS_DEATHS = 3
+MAX_FRUITLESS_JOBS = 3
+KILLED_ENGINE = "killed_engine"
 
 log = logging.getLogger("shoal.worker")
 
@@ -30,14 +32,18 @@ class Dispatcher:
 
     Args:
         queues: most urgent first; a job's priority is its queue's place.
+        emit: takes an event for each death, and for each request that is given up.
     """
 
-    def __init__(self, engine: EngineLink, held: HeldJobs, queues: Sequence[str]) -> None:
+    def __init__(
+        self, engine: EngineLink, held: HeldJobs, queues: Sequence[str], emit: Subscriber
+    ) -> None:
         self._engine = engine
+        self._emit = emit
         self._held = held
         self._queues = queues
         self._probation = Probation()
-        self._fruitless_deaths = 0
+        self._fruitless: list[str | None] = []  # None: it died with nothing to do.
 
     @property
     def takes_more(self) -> bool:
@@ -82,7 +88,7 @@ class Dispatcher:
 
     def done(self, message: JobDone) -> None:
         """The engine has results of a job."""
-        self._fruitless_deaths = 0
+        self._fruitless.clear()
         self._probation.clear(message.job_id, message.indexes)
         if message.indexes is None:
             self._held.end(message.job_id, lambda claimed: Succeeded(claimed, message.result))
@@ -121,17 +127,24 @@ class Dispatcher:
         if self._probation.is_over:
             self._probation.begin(self._all_suspects())
         had_none = self._probation.is_over
+        was_split = self._probation.num_running > 1
         convicted = self._probation.engine_died()
+        self._emit(EngineDied(self._engine.died_of_memory, was_split))
         if convicted is None and not had_none:
             return
-        self._fruitless_deaths += 1
-        if self._fruitless_deaths > MAX_FRUITLESS_DEATHS:
+        # What kills an engine comes in many copies within a job. So a job counts once, and the
+        # requests of others are asked next: if they are answered, the engine is sound.
+        of_job = None if convicted is None else convicted.job_id
+        if of_job is None or of_job not in self._fruitless:
+            self._fruitless.append(of_job)
+        if len(self._fruitless) > MAX_FRUITLESS_JOBS:
             raise EngineFailedError(
-                f"the engine process {self._engine.last_death}, and so did "
-                f"{MAX_FRUITLESS_DEATHS} before it, with nothing answered in between"
+                f"the engine process {self._engine.last_death}, and so did those that ran "
+                f"{MAX_FRUITLESS_JOBS} other jobs, or none, with nothing answered in between"
             )
         if convicted is not None:
             self._bury(convicted)
+            self._probation.put_last(convicted.job_id)
 
     def _all_suspects(self) -> list[Suspect]:
         return [suspect for one in self._held.all() for suspect in _suspects(self._held[one.id])]
@@ -173,6 +186,7 @@ class Dispatcher:
         death = self._engine.last_death
         log.error("request %s of job %s kills the engine: it %s", index, job_id, death)
         reason = f"the engine process {death} each time it ran this request alone"
+        self._emit(RequestEnded(held.claimed.queue, (), KILLED_ENGINE))
         if index is None or held.num_requests == 1:
             self._held.end(job_id, lambda claimed: Failed(claimed, reason))
             return
@@ -188,7 +202,7 @@ class Dispatcher:
             id=own_id if isinstance(own_id, str) else f"{job_id}:{index}",
             model=served.model_name if served else "",
             fingerprint=served.fingerprint if served else "",
-            error=ResultError(code="killed_engine", message=reason, retryable=False),
+            error=ResultError(code=KILLED_ENGINE, message=reason, retryable=False),
         ).model_dump(mode="json")
 
 

@@ -32,6 +32,7 @@ class EngineLink:
         ready: what the engine serves; None while it loads.
         served: what the last one that was ready served.
         last_death: how the last one ended, in words.
+        died_of_memory: whether the last one said that it was out of memory before it ended.
     """
 
     def __init__(
@@ -46,15 +47,21 @@ class EngineLink:
         self._clock = clock
         self._process: EngineProcess | None = None
         self._last_news_s = clock()
-        self._reason: str | None = None
+        self._dying: Dying | None = None
         self._failed_loads = 0
         self.ready: Ready | None = None
         self.served: Ready | None = None
         self.last_death = ""
+        self.died_of_memory = False
 
     def start(self) -> None:
         """Start the engine; `ready` is set by a later `receive`."""
         self._process = self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, if there is one."""
+        return None if self._process is None else self._process.pid
 
     def stop(self) -> None:
         """End the engine, if there is one."""
@@ -99,8 +106,8 @@ class EngineLink:
             match message:
                 case LoadFailed(reason):
                     raise EngineFailedError(reason)
-                case Dying(reason):
-                    self._reason = reason
+                case Dying():
+                    self._dying = message
                 case Ready():
                     self.ready = self.served = message
                     self._failed_loads = 0
@@ -121,8 +128,9 @@ class EngineLink:
         return None
 
     def _restart(self, dead: EngineProcess, text: str) -> None:
-        self.last_death = f"{text} ({self._reason})" if self._reason else text
-        self._reason = None
+        self.last_death = f"{text} ({self._dying.reason})" if self._dying else text
+        self.died_of_memory = self._dying is not None and self._dying.out_of_memory
+        self._dying = None
         if self.ready is None:
             self._failed_loads += 1
         # One that never served will not; one that did may have been killed by somebody.

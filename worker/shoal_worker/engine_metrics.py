@@ -1,17 +1,18 @@
 """Metrics of the engine: what its steps did, by lane, what it is and how full it is.
 
-Owns their names, labels, help texts and buckets. It knows no queues: a step serves many.
+Owns their names, labels, help texts and buckets. A step serves many queues; only the intervals
+between its tokens are told apart by queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from shoal_worker.events import EngineLoaded, EngineState, Phase, StepRun
+from shoal_worker.events import EngineDied, EngineLoaded, EngineState, Phase, StepRun
 from shoal_worker.families import PREFIX, Declaration
 
 # A step of GPT-2 takes 1 to 3 ms on a GPU and 50 to 150 ms on a CPU: fine in both ranges.
@@ -25,7 +26,7 @@ ROW_BOUNDS = tuple(2**power for power in range(8))
 class StepMetrics:
     """What the engine's steps did, by lane."""
 
-    def __init__(self, declare: Declaration) -> None:
+    def __init__(self, declare: Declaration, queues: Iterable[str]) -> None:
         self._lanes: set[str] = set()
         self._prompt_tokens = declare.counter(
             "prompt_tokens_total", "Prompt tokens read by prefill steps.", lane=()
@@ -48,7 +49,7 @@ class StepMetrics:
             "inter_token_latency_seconds",
             "Seconds between two tokens of a sequence, one observation a token of decode steps.",
             STEP_BOUNDS_S,
-            lane=(),
+            queue=queues,
         )
         self._duration = declare.histogram(
             "step_duration_seconds",
@@ -64,7 +65,6 @@ class StepMetrics:
         self._prompt_tokens(lane)
         self._generation_tokens(lane)
         self._prefill_rows(lane)
-        self._inter_token(lane)
         for phase in get_args(Phase):
             self._padding_tokens(lane, phase)
             self._duration(lane, phase)
@@ -84,7 +84,8 @@ class StepMetrics:
             self._generation_tokens(lane).inc(event.tokens)
             # A step that makes several tokens a row spreads its time over them.
             interval_s = event.duration_s * event.rows / event.tokens
-            self._inter_token(lane).observe(interval_s, event.tokens)
+            for queue, tokens in event.tokens_by_queue:
+                self._inter_token(queue).observe(interval_s, tokens)
 
 
 class EngineMetrics:
@@ -105,6 +106,13 @@ class EngineMetrics:
         self._shape_misses = declare.counter(
             "shape_cache_misses_total", "Steps that were the first to run in their shape."
         )
+        self._deaths = declare.counter(
+            "engine_deaths_total", "Engine processes that ended unasked and were replaced."
+        )
+        self._oom_splits = declare.counter(
+            "oom_splits_total",
+            "Times that what ran when memory ran out was run again in halves.",
+        )
         self._load_seconds = declare.gauge(
             "model_load_seconds", "Seconds from the engine's start until it could serve."
         )
@@ -123,6 +131,12 @@ class EngineMetrics:
         self.set_slots(event.slots_in_use)
         self._shape_misses().inc(max(0, event.shape_cache_misses - self._misses_seen))
         self._misses_seen = event.shape_cache_misses
+
+    def died(self, event: EngineDied) -> None:
+        """An engine ended unasked."""
+        self._deaths().inc()
+        if event.out_of_memory and event.was_split:
+            self._oom_splits().inc()
 
     def loaded(self, event: EngineLoaded) -> None:
         """A first engine, or another after one that died, which counts from 0 and is empty."""

@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ModelError
+from shoal.logs import LogFormat, configure
 from shoal_worker.events import Event
 from shoal_worker.lanes import LaneTable, default_table, parse_table
+from shoal_worker.loop import Engine as EngineOfLoop
 from shoal_worker.loop import ServingLoop
 from shoal_worker.messages import (
     Cancel,
@@ -37,6 +39,9 @@ from shoal_worker.scheduler import Scheduler
 from shoal_worker.settings import EngineSettings
 from shoal_worker.text import TextCodec
 
+if TYPE_CHECKING:
+    from shoal_worker.engine import Engine
+
 DEFAULT_MAX_MODEL_LEN = 4096
 STOP_S = 5.0
 EVENTS_EVERY_S = 0.02
@@ -48,14 +53,21 @@ class EngineProcess:
     """The parent's end: starts the process, sends and receives messages, sees it die.
 
     Args:
-        module: what the process runs, with the number of its pipe and the log level as arguments.
+        module: what the process runs, with the number of its pipe, the log's level and its format
+            as arguments.
     """
 
-    def __init__(self, settings: EngineSettings, log_level: str, module: str = __name__) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log_level: str,
+        module: str = __name__,
+        log_format: LogFormat = "text",
+    ) -> None:
         self._connection, theirs = Pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), log_level],
+                [sys.executable, "-m", module, str(theirs.fileno()), log_level, log_format],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Out of the terminal's process group: Ctrl-C asks the parent to drain, not us.
@@ -149,7 +161,7 @@ def serve(connection: Connection, settings: EngineSettings) -> None:
     except Exception as error:
         # The edge of the process. The parent finds out which request did it; what is left of the
         # model, and on a GPU of the whole device, is not to be trusted any more.
-        outbox.put(Dying(f"{type(error).__name__}: {error}"))
+        outbox.put(Dying(f"{type(error).__name__}: {error}", _is_out_of_memory(error)))
         raise
     finally:
         outbox.close(STOP_S)
@@ -167,6 +179,16 @@ def _answer(loop: ServingLoop, inbox: Inbox[ToEngine], news: _News) -> None:
                 case Cancel(job_id, index):
                     loop.cancel(job_id, index)
         news.tell(loop.step(), is_idle=loop.is_idle)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a class of its own for GPUs, found by name to keep torch out of the parent; its CPU
+    # allocator raises a RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 class _News:
@@ -199,14 +221,34 @@ def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
     Raises:
         ModelError: the model cannot be loaded, or the lanes do not fit it.
     """
+    started_s = time.monotonic()
+    engine = load_engine(settings)
+    loaded, table = engine.loaded, engine.table
+    name = settings.served_model_name or loaded.name
+    loop = serving_loop(engine, name)
+    if settings.warm_up:
+        engine.warm_up()
+        loop.declare_shapes()
+    return loop, Ready(
+        model_name=name,
+        fingerprint=engine.fingerprint,
+        device=str(loaded.device),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        num_slots=table.num_slots,
+        lanes={lane.name: lane.slots for lane in table.lanes},
+        num_positions=sum(lane.slots * lane.kv_len for lane in table.lanes),
+        load_s=time.monotonic() - started_s,
+    )
+
+
+def load_engine(settings: EngineSettings) -> Engine:
+    """The engine of these settings, not warmed up; errors as `load`'s."""
     # Imported here: the parent imports this module too, and must not load torch.
     from shoal_worker.engine import Engine, load_model
     from shoal_worker.engine.options import EngineOptions
     from shoal_worker.engine.probe import probe
     from shoal_worker.engine.switches import apply_switches
-    from shoal_worker.engine.tokenizer import DirectTokenizer
 
-    started_s = time.monotonic()
     apply_switches(
         threads=settings.threads,
         matmul_precision=settings.matmul_precision,
@@ -223,29 +265,25 @@ def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
         decode_steps=settings.decode_steps,
         run_ahead=settings.run_ahead,
     )
-    engine = Engine(loaded, table, options)
-    name = settings.served_model_name or loaded.name
-    loop = ServingLoop(
-        engine,
-        Scheduler(table),
-        TextCodec(
-            DirectTokenizer(loaded.tokenizer), loaded.eos_token_ids, loaded.vocab_size, table
-        ),
-        model_name=name,
-        fingerprint=engine.fingerprint,
+    return Engine(loaded, table, options)
+
+
+def serving_loop(
+    engine: Engine, model_name: str, stand_in: EngineOfLoop | None = None
+) -> ServingLoop:
+    """A loop over an engine; `stand_in` runs its steps where they are to be watched."""
+    from shoal_worker.engine.tokenizer import DirectTokenizer
+
+    loaded = engine.loaded
+    codec = TextCodec(
+        DirectTokenizer(loaded.tokenizer), loaded.eos_token_ids, loaded.vocab_size, engine.table
     )
-    if settings.warm_up:
-        engine.warm_up()
-        loop.declare_shapes()
-    return loop, Ready(
-        model_name=name,
+    return ServingLoop(
+        stand_in or engine,
+        Scheduler(engine.table),
+        codec,
+        model_name=model_name,
         fingerprint=engine.fingerprint,
-        device=str(loaded.device),
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        num_slots=table.num_slots,
-        lanes={lane.name: lane.slots for lane in table.lanes},
-        num_positions=sum(lane.slots * lane.kv_len for lane in table.lanes),
-        load_s=time.monotonic() - started_s,
     )
 
 
@@ -273,9 +311,9 @@ def _die_with_parent() -> None:
 
 
 def _main(arguments: list[str]) -> None:
-    descriptor, log_level = arguments
+    descriptor, log_level, log_format = arguments
     _die_with_parent()
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(message)s")
+    configure(log_level, "json" if log_format == "json" else "text")
     connection: Connection[Any, Any] = Connection(int(descriptor))
     with contextlib.suppress(EOFError, BrokenPipeError):
         serve(connection, EngineSettings(**connection.recv()))

@@ -23,6 +23,7 @@ class StepRun:
         rows: rows that did work; slots: rows computed.
         tokens: positions that did work (prompt tokens read, or tokens made).
         padding_tokens: positions computed for nothing: bucket padding, or idle slots.
+        tokens_by_queue: for a decode step, `tokens` by the queue that their rows came from.
     """
 
     phase: Phase
@@ -32,6 +33,7 @@ class StepRun:
     tokens: int
     padding_tokens: int
     duration_s: float
+    tokens_by_queue: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class RequestEnded:
 
     Attributes:
         queue: the RQ queue it came from.
+        prompt_tokens...e2e_s: of one with completions; an error has none of them.
         ttft_s: from submission to the first token; None where none was made.
         e2e_s: from submission to the result.
     """
@@ -47,13 +50,13 @@ class RequestEnded:
     queue: str
     finish_reasons: tuple[FinishReason, ...]
     error_code: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    queue_s: float
-    prefill_s: float
-    decode_s: float
-    ttft_s: float | None
-    e2e_s: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    ttft_s: float | None = None
+    e2e_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,26 @@ class EngineLoaded:
 
 
 @dataclass(frozen=True, slots=True)
-class JobsMoved:
-    """Jobs went from one place to another: claimed, committed, retried, abandoned or fenced."""
+class EngineDied:
+    """The engine process ended unasked, and another is started.
 
-    kind: Literal["claimed", "committed", "retried", "abandoned", "fenced", "failed"]
+    Attributes:
+        out_of_memory: it said so before it ended.
+        was_split: what it ran is run again in halves.
+    """
+
+    out_of_memory: bool
+    was_split: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobsMoved:
+    """Jobs went from one place to another: claimed, and from there to one of the ends.
+
+    For each worker, claimed ones are held now, or committed, failed, cancelled, retried or fenced.
+    """
+
+    kind: Literal["claimed", "committed", "retried", "abandoned", "fenced", "failed", "cancelled"]
     queue: str
     jobs: int
 
@@ -97,5 +116,7 @@ class RedisRoundTrip:
     failed: bool = False
 
 
-Event = StepRun | RequestEnded | EngineState | EngineLoaded | JobsMoved | RedisRoundTrip
+Event = (
+    StepRun | RequestEnded | EngineState | EngineLoaded | EngineDied | JobsMoved | RedisRoundTrip
+)
 Subscriber = Callable[[Event], None]

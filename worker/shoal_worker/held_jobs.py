@@ -10,7 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal_worker.rq_outcomes import Claimed, DeadLetter, Failed, GivenBack, Outcome, Succeeded
+from shoal_worker.rq_outcomes import (
+    Claimed,
+    DeadLetter,
+    Failed,
+    GivenBack,
+    Outcome,
+    Succeeded,
+    Superseded,
+)
 
 
 @dataclass(slots=True)
@@ -66,8 +74,8 @@ class HeldJobs:
         return sum(claimed.requests for claimed in held if claimed.queue == queue)
 
     def hold(self, claimed: Claimed) -> HeldJob:
-        """A job is ours to run; that it was before, under a lost lease, is forgotten."""
-        self.drop(claimed.id)
+        """A job is ours to run; where it was before, that execution ends without a result."""
+        self.end(claimed.id, Superseded)
         held = HeldJob(claimed, _num_requests(claimed))
         self._jobs[claimed.id] = held
         self.num_requests += claimed.requests
@@ -94,6 +102,11 @@ class HeldJobs:
             whole = {"v": 1, "results": [held.results[i] for i in sorted(held.results)]}
             letters = tuple(held.dead_letters)
             self.end(job_id, lambda claimed: Succeeded(claimed, whole, letters))
+
+    def runs(self, claimed: Claimed) -> bool:
+        """Whether the job is held, and in this execution."""
+        held = self._jobs.get(claimed.id)
+        return held is not None and held.claimed.execution.id == claimed.execution.id
 
     def drop(self, job_id: str) -> Claimed | None:
         """Forget a job that is not ours any more; None if it was forgotten before."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from shoal.errors import InvalidRequest, PromptTooLong
@@ -140,7 +140,7 @@ class ServingLoop:
             self._answer_error(message.job_id, request, "model_mismatch", text)
             return
         try:
-            request.sequences = self._codec.sequences(
+            sequences = self._codec.sequences(
                 request.request,
                 message.job_id,
                 index,
@@ -159,7 +159,12 @@ class ServingLoop:
             text = f"the request could not be tokenised: {kind}"
             self._answer_error(message.job_id, request, "internal_error", text)
             return
-        for sequence in request.sequences:
+        if request.request.count_only:
+            request.result = self._answers.counted(request, sequences)
+            return
+        request.sequences = sequences
+        for sequence in sequences:
+            sequence.queue = message.queue
             if sequence.deadline_s is not None:
                 sequence.deadline_s -= message.queued_s
             if sequence.sampling.stop or message.streams:
@@ -176,14 +181,14 @@ class ServingLoop:
             tokens = self._engine.decode(step)
         ended_s = self._clock()
         slots = {row.sequence: row.slot for row in step.rows}
-        num_before = sum(len(sequence.output_token_ids) for sequence in slots)
+        before = _tokens_by_queue(slots)
         for sequence in self._scheduler.update(step, tokens, ended_s):
             self._engine.release(step.lane, slots[sequence])
         for sequence in slots:
             self._advance_text(sequence)
         event = self._observer.observe(
             step,
-            num_new_tokens=sum(len(sequence.output_token_ids) for sequence in slots) - num_before,
+            new_tokens={q: n - before[q] for q, n in _tokens_by_queue(slots).items()},
             num_passes=max(map(len, tokens), default=1),
             started_s=started_s,
             ended_s=ended_s,
@@ -285,3 +290,11 @@ class ServingLoop:
                 shape_cache_misses=self._observer.num_shape_misses,
             )
         )
+
+
+def _tokens_by_queue(sequences: Iterable[Sequence]) -> dict[str, int]:
+    """Tokens that these have made so far."""
+    made: dict[str, int] = {}
+    for sequence in sequences:
+        made[sequence.queue] = made.get(sequence.queue, 0) + len(sequence.output_token_ids)
+    return made

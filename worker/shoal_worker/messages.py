@@ -104,6 +104,7 @@ class Dying:
     """The engine cannot go on, for this reason, and leaves."""
 
     reason: str
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

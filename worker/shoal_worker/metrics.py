@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from shoal.wire import FinishReason
 from shoal_worker.engine_metrics import EngineMetrics, StepMetrics
 from shoal_worker.events import (
+    EngineDied,
     EngineLoaded,
     EngineState,
     Event,
@@ -26,13 +27,14 @@ from shoal_worker.families import Declaration, WeightedSeries
 
 ERROR_CODES = (
     "cancelled",
-    "engine_error",
     "expired",
+    "internal_error",
     "invalid_request",
+    "killed_engine",
     "model_mismatch",
     "prompt_too_long",
 )
-REDIS_COMMANDS = ("claim", "commit", "recover", "renew")
+REDIS_COMMANDS = ("claim", "commit", "look", "recover", "renew")
 
 # Objectives are round: 200 ms or 1 s for people who wait, minutes to hours for bulk.
 LATENCY_BOUNDS_S = (
@@ -69,7 +71,7 @@ class PrometheusMetrics:
     ) -> None:
         declare = Declaration(registry, model_name)
         self._requests = _RequestMetrics(declare, queues)
-        self._steps = StepMetrics(declare)
+        self._steps = StepMetrics(declare, queues)
         self._engine = EngineMetrics(declare, registry, model_name)
         self._jobs = _JobMetrics(declare, queues)
         self._redis = _RedisMetrics(declare)
@@ -90,6 +92,8 @@ class PrometheusMetrics:
                 for lane in event.lanes:
                     self._steps.add_lane(lane)
                 self._engine.loaded(event)
+            case EngineDied():
+                self._engine.died(event)
             case JobsMoved():
                 self._jobs.moved(event)
             case RedisRoundTrip():
@@ -168,9 +172,9 @@ class _JobMetrics:
         self._claimed = declare.counter("jobs_claimed_total", "Jobs claimed.", queue=queues)
         self._committed = declare.counter(
             "jobs_committed_total",
-            "Jobs whose end was written to Redis: finished with results, or failed.",
+            "Claimed jobs that ended: with results, as failed, or cancelled while they ran.",
             queue=queues,
-            outcome=("finished", "failed"),
+            outcome=("finished", "failed", "cancelled"),
         )
         self._retried = declare.counter(
             "jobs_retried_total", "Claimed jobs given back to their queue.", queue=queues
@@ -179,7 +183,9 @@ class _JobMetrics:
             "jobs_abandoned_total", "Jobs taken back from a worker that had died.", queue=queues
         )
         self._fenced = declare.counter(
-            "commits_fenced_total", "Commits refused: the job was not ours any more.", queue=queues
+            "commits_fenced_total",
+            "Jobs whose results are refused: they were not ours any more.",
+            queue=queues,
         )
         self._last_commit = declare.gauge(
             "last_commit_timestamp_seconds", "Unix time of the last commit; 0 before the first."
@@ -194,6 +200,8 @@ class _JobMetrics:
                 self._commit(event, "finished")
             case "failed":
                 self._commit(event, "failed")
+            case "cancelled":
+                self._committed(event.queue, "cancelled").inc(event.jobs)  # Not by our commit.
             case "retried":
                 self._retried(event.queue).inc(event.jobs)
             case "abandoned":

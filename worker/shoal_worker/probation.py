@@ -37,6 +37,11 @@ class Probation:
         return not (self._running or self._waiting)
 
     @property
+    def num_running(self) -> int:
+        """Suspects that run now."""
+        return len(self._running)
+
+    @property
     def waiting_jobs(self) -> frozenset[str]:
         """Jobs none of whose suspects is running."""
         running = {suspect.job_id for suspect in self._running}
@@ -72,6 +77,12 @@ class Probation:
                 return suspect
             self._waiting.appendleft(died)
         return None
+
+    def put_last(self, job_id: str) -> None:
+        """Let the suspects of all other jobs run before this job's."""
+        others = [[s for s in group if s.job_id != job_id] for group in self._waiting]
+        of_job = [[s for s in group if s.job_id == job_id] for group in self._waiting]
+        self._waiting = deque(group for group in (*others, *of_job) if group)
 
     def clear(self, job_id: str, indexes: Iterable[int] | None = None) -> None:
         """These requests of a job, or the whole job, have their result or are gone."""

@@ -24,7 +24,15 @@ from rq.registry import ReadyJobRegistry
 from rq.worker.base import BaseWorker
 
 from shoal_worker.rq_fence import SERVER_TROUBLE, Fence, Halt
-from shoal_worker.rq_outcomes import Claimed, Failed, GivenBack, Outcome, Stopped, Succeeded
+from shoal_worker.rq_outcomes import (
+    Claimed,
+    Failed,
+    GivenBack,
+    Outcome,
+    Stopped,
+    Succeeded,
+    Superseded,
+)
 from shoal_worker.rq_private import (
     STOPPED_REASON,
     Command,
@@ -46,7 +54,7 @@ def needs_rq(outcome: Outcome, *, callbacks: bool = False) -> bool:
         callbacks: callbacks and webhooks are run.
     """
     job = outcome.claimed.job
-    if isinstance(outcome, GivenBack):
+    if isinstance(outcome, GivenBack | Superseded):
         return False
     if job.has_rate_limit or (callbacks and has_callbacks(job)):
         return True
@@ -84,8 +92,8 @@ def finish_through_rq(
             return finish.run(lambda: finish.failure(reason, error, may_retry=may_retry))
         case Stopped():
             return finish.run(finish.stopped)
-        case GivenBack():
-            raise AssertionError("a job that is given back is not ended")
+        case GivenBack() | Superseded():
+            raise AssertionError("a job that goes on elsewhere is not ended")
 
 
 def enqueue_ready(worker: BaseWorker) -> None:

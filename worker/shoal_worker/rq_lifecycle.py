@@ -20,6 +20,7 @@ from redis import Redis
 from rq.defaults import RQ_KEY_PREFIX
 from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.executions import Execution
+from rq.job import Job
 from rq.utils import utcformat
 from rq.worker.base import BaseWorker
 
@@ -36,6 +37,7 @@ from shoal_worker.rq_outcomes import (
     Room,
     Stopped,
     Succeeded,
+    Superseded,
 )
 from shoal_worker.rq_private import (
     Command,
@@ -57,12 +59,13 @@ LEASES_KEY = f"{RQ_KEY_PREFIX}:shoal:leases"
 WIP_AHEAD_S = 3_600  # `rq info` and dashboards reap what RQ's own entry says is overdue.
 CANCELLED_TTL_S = 86_400
 MAX_IDS_PER_CLAIM = 256
-MAX_JOBS_PER_RECOVERY = 256
+MAX_JOBS_PER_RECOVERY = 1_024
 MAX_JOBS_PER_COMMIT = 256
 # Redis refuses a word of 512 MB and a request of 1 GB; long before that, others wait too long.
 MAX_COMMIT_BYTES = 32 * 1024**2
 MAX_RESULT_BYTES = 64 * 1024**2
 MAX_WORKER_DEATHS = 5
+MAX_TTL_S = 10**10  # Three centuries. Redis refuses an expiry beyond 64 bits of milliseconds.
 DEATH_FIELDS = ("shoal_deaths", "shoal_died_at", "shoal_exposed")  # In the job's hash, beside RQ's.
 
 _COMMITTED, _NEEDS_RQ = 1, 2  # What commit.lua says of a job; 0 is a refusal.
@@ -76,6 +79,9 @@ class Lifecycle:
             serializer reads their jobs.
         lease_s: a job whose lease is not renewed for so long runs again elsewhere.
         callbacks: run the callbacks that jobs bring along, and send their webhooks.
+
+    Attributes:
+        saw_nothing: whether the last claim looked through all queues and found nothing to take.
     """
 
     def __init__(self, worker: BaseWorker, *, lease_s: float, callbacks: bool = False) -> None:
@@ -85,6 +91,8 @@ class Lifecycle:
         self._redis: Redis = worker.connection
         self._answers_key = f"{RQ_KEY_PREFIX}:shoal:answers:{worker.name}"
         self._unanswered_claim: str | None = None
+        self._left_out: list[int] = []  # Ids at the head of each queue that the last claim left.
+        self.saw_nothing = False
         self._claim = self._script("claim")
         self._renew = self._script("renew")
         self._commit = self._script("commit")
@@ -100,8 +108,9 @@ class Lifecycle:
         is_repeated = self._unanswered_claim is not None
         claim_id = self._unanswered_claim or os.urandom(14).hex()
         self._unanswered_claim = claim_id
-        *claimed, (num_dropped, num_skipped) = self._claim(
-            keys=[LEASES_KEY, *self.worker.queue_keys()],
+        queue_keys = self.worker.queue_keys()
+        *claimed, (num_dropped, num_skipped, stopped_early, *left_out) = self._claim(
+            keys=[LEASES_KEY, *queue_keys],
             args=[
                 RQ_KEY_PREFIX,
                 self.worker.name,
@@ -115,9 +124,12 @@ class Lifecycle:
                 claim_id,
                 int(is_repeated),
                 fingerprint,
+                *(self._left_out or [0] * len(queue_keys)),
             ],
         )
         self._unanswered_claim = None
+        self._left_out = left_out
+        self.saw_nothing = not (claimed or stopped_early)
         if num_dropped:
             log.info("%d ids in the queues had no waiting job and were dropped", num_dropped)
         if num_skipped:
@@ -225,6 +237,8 @@ class Lifecycle:
             return _words(claimed, "rq", [])
         if isinstance(outcome, GivenBack):
             return _words(claimed, "back", requeue_commands(self.worker, claimed))
+        if isinstance(outcome, Superseded):
+            return _words(claimed, "gone", [])
         try:
             commands = self._ending(outcome)
         except SERVER_TROUBLE:
@@ -238,7 +252,16 @@ class Lifecycle:
 
     def _failed_entry(self, claimed: Claimed, reason: str) -> list[Any]:
         log.error("job %s is failed: %s", claimed.id, reason)
-        return _words(claimed, "end", self._ending(Failed(claimed, reason)))
+        try:
+            commands = self._ending(Failed(claimed, reason))
+        except SERVER_TROUBLE:
+            raise
+        except Exception as error:  # noqa: BLE001
+            # Nor can it fail it, be it for what was deleted meanwhile. The others end all the same.
+            log.error("RQ cannot even fail job %s: %s", claimed.id, type(error).__name__)
+            names = (claimed.queue, claimed.id, claimed.execution.id)
+            commands = unreadable_commands(self.worker, *(name.encode() for name in names))
+        return _words(claimed, "end", commands)
 
     def _ending(self, outcome: Succeeded | Failed | Stopped) -> list[Command]:
         match outcome:
@@ -283,6 +306,7 @@ class Lifecycle:
         fields = _pairs(flat)
         try:
             job = restored_job(self.worker, job_id.decode(), fields)
+            _check_ttls(job)
             execution = self._execution(execution_id.decode(), job.id, now)
             deaths = _number(fields.get(b"shoal_deaths"))
             return Claimed(job, execution, requests, tokens, deaths)
@@ -336,6 +360,13 @@ def refusal(claimed: Claimed, function_name: str, *, allow_callbacks: bool = Fal
             "--allow-callbacks permits them"
         )
     return None
+
+
+def _check_ttls(job: Job) -> None:
+    """Refuse now what Redis would refuse at the job's end, and with it the ends of other jobs."""
+    for name, ttl_s in (("result_ttl", job.result_ttl), ("failure_ttl", job.failure_ttl)):
+        if ttl_s is not None and ttl_s > MAX_TTL_S:
+            raise ValueError(f"its {name} is {ttl_s} s; {MAX_TTL_S} s is the most")
 
 
 def _words(claimed: Claimed, way: str, commands: list[Command], kept_s: int = 0) -> list[Any]:

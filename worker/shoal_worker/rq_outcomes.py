@@ -106,7 +106,14 @@ class GivenBack:
     claimed: Claimed
 
 
-Outcome = Succeeded | Failed | Stopped | GivenBack
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Somebody requeued the job under us and we claimed it again: this execution is nobody's."""
+
+    claimed: Claimed
+
+
+Outcome = Succeeded | Failed | Stopped | GivenBack | Superseded
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from rq.rate_limit import RateLimitRegistry
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker.base import WorkerStatus
+from rq.worker_registration import register
 
 from shoal.errors import ShoalError
 from shoal_worker.rq_private import RegisteredWorker
@@ -129,6 +130,17 @@ class Presence:
             self.worker.set_state(state, pipeline=pipeline)
             if fields := dict(facts()):
                 pipeline.hset(self.worker.key, mapping=fields)
+            pipeline.hexists(self.worker.key, "birth")
+            *_, is_registered = pipeline.execute()
+        if not is_registered:
+            self._register_again()
+
+    def _register_again(self) -> None:
+        """Redis has forgotten us: we were away for too long, or it lost its data."""
+        log.warning("Redis had forgotten this worker, which is registered again")
+        with self._redis.pipeline() as pipeline:
+            pipeline.hset(self.worker.key, mapping=self.worker.serialize())
+            register(self.worker, pipeline)
             pipeline.execute()
 
     def is_suspended(self) -> bool:

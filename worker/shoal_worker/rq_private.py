@@ -163,6 +163,8 @@ def requeue_commands(worker: BaseWorker, claimed: Claimed) -> list[Command]:
         job.set_status(JobStatus.QUEUED, pipeline=pipeline)
         pipeline.hset(job.key, mapping={"started_at": "", "worker_name": ""})
         pipeline.lpush(Queue.redis_queue_namespace_prefix + job.origin, job.id)
+        if job.ttl:  # Seconds that it may wait; the claim has taken its expiry away.
+            job.cleanup(job.ttl, pipeline=pipeline)
         return _collected(pipeline)
 
 

@@ -34,7 +34,7 @@ from shoal_worker.held_jobs import HeldJobs
 from shoal_worker.messages import FromEngine, JobDone, JobRefused, Observed, Ready, TextDelta
 from shoal_worker.queue_bell import QueueBell
 from shoal_worker.redis_watch import MAX_RETRY_S, RedisWatch, is_away
-from shoal_worker.rq_lifecycle import Lifecycle, refusal
+from shoal_worker.rq_lifecycle import MAX_JOBS_PER_RECOVERY, Lifecycle, refusal
 from shoal_worker.rq_outcomes import (
     Failed,
     GivenBack,
@@ -42,6 +42,7 @@ from shoal_worker.rq_outcomes import (
     Room,
     Stopped,
     Succeeded,
+    Superseded,
 )
 from shoal_worker.rq_presence import Every, Presence
 from shoal_worker.settings import WorkerSettings
@@ -55,6 +56,8 @@ STREAM_TTL_S = 3_600
 
 EXIT_DRAINED = 0
 EXIT_GAVE_BACK = 1
+
+_End = Literal["committed", "failed", "retried", "fenced", "cancelled"]
 
 log = logging.getLogger("shoal.worker")
 
@@ -89,11 +92,16 @@ class Worker:
         # Back well within the lease that others wait before they take what is overdue.
         self._watch = RedisWatch(self._emit, min(MAX_RETRY_S, settings.lease_s / 4))
         self._engine = EngineLink(
-            start_engine or (lambda: EngineProcess(settings.engine, settings.log_level)),
+            start_engine
+            or (
+                lambda: EngineProcess(
+                    settings.engine, settings.log_level, log_format=settings.log_format
+                )
+            ),
             hang_s=settings.hang_timeout_s,
         )
         self._held = HeldJobs()
-        self._dispatcher = Dispatcher(self._engine, self._held, settings.queues)
+        self._dispatcher = Dispatcher(self._engine, self._held, settings.queues, self._emit)
         self._deltas: list[TextDelta] = []
         self._signals = 0
         self._drain_ends_s: float | None = None
@@ -106,6 +114,11 @@ class Worker:
         self._state: EngineState | None = None
         self._burst_is_over = False
         self._gave_back = False
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine's process id, if it has been started."""
+        return self._engine.pid
 
     def healthy(self) -> str | None:
         """None while the engine makes progress, else what is wrong."""
@@ -182,8 +195,8 @@ class Worker:
 
     def _look_for_the_end(self) -> None:
         if self._settings.burst and self._engine.ready and self._held.is_empty:
-            keys = self._presence.worker.queue_keys()
-            self._burst_is_over = all(self._redis.llen(key) == 0 for key in keys)
+            # What is left in a queue is bound to workers of another kind.
+            self._burst_is_over = self._presence.is_suspended() or self._lifecycle.saw_nothing
 
     def _receive(self) -> None:
         wait_s = min(self._bell.wait_s(), COMMANDS_S)
@@ -270,11 +283,15 @@ class Worker:
             renewals = self._lifecycle.renew(jobs, waiting, only_look=only_look)
         for renewal in renewals:
             job_id = renewal.claimed.id
-            if job_id not in self._held:
+            if not self._held.runs(renewal.claimed):
                 continue  # It has ended; its commit will hear the same.
             if renewal.state != "held":
                 log.info("job %s is %s", job_id, renewal.state)
                 self._dispatcher.drop(job_id)
+                # What the engine still makes of it is refused here, without asking Redis.
+                was_lost = renewal.state == "lost"
+                kind: _End = "fenced" if was_lost else "cancelled"
+                self._emit(JobsMoved(kind, renewal.claimed.queue, 1))
                 continue
             for index in renewal.cancelled_requests:
                 self._dispatcher.cancel_request(job_id, index)
@@ -302,6 +319,8 @@ class Worker:
             for one in recovered:
                 log.warning("job %s had lost its worker", one.job_id)
                 self._emit(JobsMoved("failed" if one.failed else "abandoned", one.queue, 1))
+            if len(recovered) == MAX_JOBS_PER_RECOVERY:
+                self._recover_every.reset()  # There may be more, and they have waited long enough.
         self._presence.clean_registries()
 
     def _beat(self) -> None:
@@ -315,6 +334,7 @@ class Worker:
         ready = self._engine.ready
         if ready is None:
             return {}
+        tokens, padding_tokens = self._throughput.totals()
         return {
             "shoal_model": ready.model_name,
             "shoal_device": ready.device,
@@ -322,7 +342,10 @@ class Worker:
             "shoal_slots": ready.num_slots,
             "shoal_running": self._state.requests_running if self._state else 0,
             "shoal_tokens_per_s": round(self._throughput.tokens_per_s(), 1),
+            "shoal_busy_tokens_per_s": round(self._throughput.busy_tokens_per_s(), 1),
             "shoal_padding_ratio": round(self._throughput.padding_ratio(), 4),
+            "shoal_tokens": tokens,
+            "shoal_padding_tokens": padding_tokens,
         }
 
     def _publish(self) -> None:
@@ -383,7 +406,7 @@ def _loaded(ready: Ready) -> EngineLoaded:
     )
 
 
-def _kind(outcome: Outcome) -> Literal["committed", "failed", "retried"]:
+def _kind(outcome: Outcome) -> _End:
     match outcome:
         case Succeeded():
             return "committed"
@@ -391,3 +414,5 @@ def _kind(outcome: Outcome) -> Literal["committed", "failed", "retried"]:
             return "failed"
         case GivenBack():
             return "retried"
+        case Superseded():
+            raise AssertionError("what is superseded is always refused")

@@ -42,6 +42,8 @@ class Sequence:
     Attributes:
         seed: keys the sampling noise together with the sample, position and token id.
         stop_token_ids: tokens that end it, the model's end tokens included unless ignored.
+        queue: the RQ queue that its job came from; events name it.
+        truncated_tokens: how many tokens its prompt lost at the start.
         priority: smaller is served first.
         arrival_s: when it reached the engine; deadline_s: when it must end, on the same clock.
         lane: the name of its lane, and slot its row there, while it is running.
@@ -53,6 +55,8 @@ class Sequence:
     seed: int
     service_class: ServiceClass = "interactive"
     stop_token_ids: frozenset[int] = frozenset()
+    queue: str = ""
+    truncated_tokens: int = 0
     priority: int = 0
     arrival_s: float = 0.0
     deadline_s: float | None = None

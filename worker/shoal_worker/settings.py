@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from shoal.errors import InvalidRequest
+from shoal.logs import LogFormat
 from shoal.validation import explain
 from shoal.wire import QUEUES
 
@@ -103,10 +104,18 @@ class EngineSettings(BaseModel):
 class WorkerSettings(EngineSettings):
     """Everything `shoal worker` can be told."""
 
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|all)$",
+        description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:N`, or `all`: a worker "
+        "process for each GPU, on ports one after the other.",
+    )
+
     redis: str | None = Field(
         None,
-        description="redis://, rediss:// or unix:// address; then SHOAL_REDIS_URL, REDIS_URL, "
-        "and last an embedded Redis.",
+        description="redis://, rediss://, unix:// or redis+sentinel:// address; then "
+        "SHOAL_REDIS_URL, the file that SHOAL_REDIS_URL_FILE names, REDIS_URL, and last an "
+        "embedded Redis.",
     )
     queues: tuple[str, ...] = Field(
         QUEUES, min_length=1, description="Queues to serve, most urgent first, by commas."
@@ -162,8 +171,16 @@ class WorkerSettings(EngineSettings):
     metrics_port: int = Field(
         9470, ge=0, le=65535, description="Port of /metrics; 0 picks a free one and prints it."
     )
+    export_queues: bool = Field(
+        False,
+        description="Serve the queues' metrics too, as `shoal exporter` does: on one worker of a "
+        "Redis only, or sums over them count twice.",
+    )
     burst: bool = Field(False, description="Leave when the queues are empty.")
     log_level: LogLevel = Field("info", description="Least severe log line shown.")
+    log_format: LogFormat = Field(
+        "text", description="Log lines as text or as JSON objects, the `ready` line included."
+    )
 
     @field_validator("queues", mode="before")
     @classmethod

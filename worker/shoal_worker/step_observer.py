@@ -5,6 +5,8 @@ Owns the set of warmed-up shapes and the time each lane last ran. Pure: times ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shoal_worker.events import StepRun
 from shoal_worker.lanes import LaneTable
 from shoal_worker.scheduler import Decode, Prefill, Step
@@ -29,12 +31,18 @@ class StepObserver:
             self._shapes.update((lane, bucket) for bucket in lane.buckets())
 
     def observe(
-        self, step: Step, *, num_new_tokens: int, num_passes: int, started_s: float, ended_s: float
+        self,
+        step: Step,
+        *,
+        new_tokens: Mapping[str, int],
+        num_passes: int,
+        started_s: float,
+        ended_s: float,
     ) -> StepRun:
         """The event of a step.
 
         Args:
-            num_new_tokens: tokens that its rows kept.
+            new_tokens: tokens that its rows kept, by queue.
             num_passes: tokens that the engine made for every row, kept or not.
         """
         shape = (step.lane, step.bucket if isinstance(step, Prefill) else None)
@@ -47,7 +55,7 @@ class StepObserver:
         self._lane_ended_s[step.lane.name] = ended_s
         if isinstance(step, Prefill):
             return _prefill_run(step, ended_s - started_s)
-        return _decode_run(step, num_new_tokens, num_passes, ended_s - since_s)
+        return _decode_run(step, new_tokens, num_passes, ended_s - since_s)
 
 
 def _prefill_run(step: Prefill, duration_s: float) -> StepRun:
@@ -62,7 +70,10 @@ def _prefill_run(step: Prefill, duration_s: float) -> StepRun:
     )
 
 
-def _decode_run(step: Decode, num_new_tokens: int, num_passes: int, duration_s: float) -> StepRun:
+def _decode_run(
+    step: Decode, new_tokens: Mapping[str, int], num_passes: int, duration_s: float
+) -> StepRun:
+    num_new_tokens = sum(new_tokens.values())
     return StepRun(
         "decode",
         step.lane.name,
@@ -72,4 +83,5 @@ def _decode_run(step: Decode, num_new_tokens: int, num_passes: int, duration_s: 
         # Idle slots, and tokens made behind a row's end.
         padding_tokens=step.lane.slots * num_passes - num_new_tokens,
         duration_s=duration_s,
+        tokens_by_queue=tuple(new_tokens.items()),
     )

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from shoal.errors import InvalidRequest, PromptTooLong
-from shoal.wire import Completion, GenerationRequest, Logprobs
+from shoal.wire import ChatMessage, Completion, GenerationRequest, Logprobs
 from shoal_worker.lanes import LaneTable
 from shoal_worker.sequence import Sequence, SequenceKey
 
@@ -37,6 +37,16 @@ class Tokenizer(Protocol):
     @property
     def decode(self) -> Callable[..., Any]:
         """The text of these tokens."""
+        ...
+
+    @property
+    def chat_template(self) -> Any:
+        """What makes a prompt of a conversation; None where the model was not made for any."""
+        ...
+
+    @property
+    def apply_chat_template(self) -> Callable[..., Any]:
+        """A conversation as a prompt, up to where the assistant speaks."""
         ...
 
 
@@ -63,10 +73,12 @@ class TextCodec:
         """One sequence a sample of this request.
 
         Raises:
-            InvalidRequest: a token id is not in the vocabulary, or the text has no tokens.
+            InvalidRequest: a token id is not in the vocabulary, the text has no tokens, or there is
+                no chat template for messages.
             PromptTooLong: no lane holds prompt and new tokens together.
         """
-        prompt = self._encode(request)
+        whole = self._encode(request)
+        prompt = self._fitted(whole, request)
         sampling = request.sampling
         self._check_ids("stop_token_ids", sampling.stop_token_ids)
         self._check_ids("logit_bias", sampling.logit_bias)
@@ -82,6 +94,7 @@ class TextCodec:
                 seed=seed,
                 service_class=request.service_class,
                 stop_token_ids=stops,
+                truncated_tokens=len(whole) - len(prompt),
                 priority=priority,
                 arrival_s=now_s,
                 deadline_s=None if request.deadline is None else now_s + request.deadline,
@@ -137,12 +150,36 @@ class TextCodec:
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         prompt = request.prompt
-        tokens = tuple(self._tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+        if request.messages:
+            tokens = self._encode_chat(request.messages)
+        elif isinstance(prompt, str):
+            tokens = tuple(self._tokenizer(prompt)["input_ids"])
+        else:
+            tokens = tuple(prompt)
         if not tokens:
             raise InvalidRequest("the prompt has no tokens for this model's tokenizer")
         # Of text too: a tokenizer may have tokens that were added without growing the model.
         self._check_ids("prompt", tokens)
         return tokens
+
+    def _encode_chat(self, messages: Items[ChatMessage]) -> tuple[int, ...]:
+        if self._tokenizer.chat_template is None:
+            raise InvalidRequest(
+                "messages need a chat template, and this model's tokenizer has none: send a prompt"
+            )
+        turns = [message.model_dump(exclude_none=True) for message in messages]
+        text = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        # The template writes the special tokens itself.
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _fitted(self, prompt: tuple[int, ...], request: GenerationRequest) -> tuple[int, ...]:
+        """The prompt's end, as much of it as a lane takes, if the request allows that."""
+        if request.on_long != "truncate-left":
+            return prompt
+        most = self._table.max_positions(request.service_class) - request.sampling.max_tokens
+        return prompt[-most:] if most > 0 else prompt
 
     def _check_ids(self, field: str, token_ids: Iterable[int]) -> None:
         largest = max(token_ids, default=0)

@@ -27,6 +27,8 @@ class Throughput:
         self._started_s = clock()
         self._tokens = 0
         self._padding_tokens = 0
+        self._made = 0
+        self._busy_s = 0.0
         self._seconds: deque[tuple[int, int]] = deque()  # (a full second, tokens made in it)
         self._lock = Lock()
 
@@ -40,6 +42,8 @@ class Throughput:
         with self._lock:
             self._tokens += event.tokens
             self._padding_tokens += event.padding_tokens
+            self._made += made
+            self._busy_s += event.duration_s
             if self._seconds and self._seconds[-1][0] == second:
                 made += self._seconds.pop()[1]
             self._seconds.append((second, made))
@@ -55,8 +59,18 @@ class Throughput:
         # Never less than a second: one step just after the start is not yet a speed.
         return made / max(1.0, now_s - max(self._started_s, first_second))
 
+    def busy_tokens_per_s(self) -> float:
+        """Mean tokens generated a second of step time since the start; 0 before the first step."""
+        with self._lock:
+            return self._made / self._busy_s if self._busy_s else 0.0
+
+    def totals(self) -> tuple[int, int]:
+        """Token positions computed since the start: for requests, and as padding."""
+        with self._lock:
+            return self._tokens, self._padding_tokens
+
     def padding_ratio(self) -> float:
         """Share of all token positions since the start that were computed for nothing, 0 to 1."""
-        with self._lock:
-            computed = self._tokens + self._padding_tokens
-            return self._padding_tokens / computed if computed else 0.0
+        tokens, padding_tokens = self.totals()
+        computed = tokens + padding_tokens
+        return padding_tokens / computed if computed else 0.0

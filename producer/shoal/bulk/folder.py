@@ -11,9 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from shoal.bulk.output import output_format
 from shoal.errors import InvalidRequest, ShoalError
-
-OUTPUT_SUFFIXES = (".jsonl",)
 
 
 class OutputLocked(ShoalError):
@@ -24,7 +23,8 @@ class RunFolder:
     """The paths of one run. Nothing is made before `locked`.
 
     Attributes:
-        output: the file of completions.
+        output: the file or folder of completions.
+        shards: where Parquet is made, until it is whole.
     """
 
     def __init__(self, output: Path) -> None:
@@ -32,6 +32,7 @@ class RunFolder:
         self.path = output.parent / f".{output.name}.shoal"
         self.manifest = self.path / "manifest.json"
         self.errors = self.path / "errors.jsonl"
+        self.shards = self.path / "shards"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -64,27 +65,23 @@ class RunFolder:
 
 def check_output(output: Path, source: Path) -> None:
     """Raises InvalidRequest if no run can write this output from this input."""
-    if output.suffix not in OUTPUT_SUFFIXES:
-        raise InvalidRequest(f"{output} ends in {output.suffix!r}; outputs are .jsonl files")
-    if output.is_dir():
-        raise InvalidRequest(f"{output} is a folder; give a .jsonl file")
+    is_folder = output_format(output) == "folder"
+    if output.is_dir() != is_folder and output.exists():
+        kind = "a folder" if output.is_dir() else "no folder"
+        raise InvalidRequest(f"{output} is {kind} already; name another output")
     if not output.parent.is_dir():
         raise InvalidRequest(f"there is no folder {output.parent} to write {output.name} in")
     target = output if output.exists() else output.parent
     if not os.access(target, os.W_OK):
         raise InvalidRequest(f"{target} cannot be written: permission denied")
+    if is_folder and output.exists() and output.stat().st_dev != output.parent.stat().st_dev:
+        raise InvalidRequest(
+            f"{output} is another file system than {output.parent}, where its run is kept: name a "
+            f"folder in it, such as {output / 'corpus'}"
+        )
     if source.resolve() == output.resolve():
         raise InvalidRequest(f"{output} is both input and output")
     if source.resolve().parent == RunFolder(output).path.resolve():
         raise InvalidRequest(
             f"{source} is kept by the run of {output}, which would replace it: name another output"
         )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new files in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

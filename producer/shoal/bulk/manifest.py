@@ -7,7 +7,6 @@ other input or other parameters is refused with the difference named.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from shoal.bulk.folder import RunFolder, sync_folder
+from shoal.bulk.folder import RunFolder
+from shoal.bulk.job_names import new_run_id
+from shoal.bulk.output import Output, replace_durably, size_of
+from shoal.bulk.shards import ROWS_PER_SHARD
 from shoal.errors import InvalidRequest
 
 MANIFEST_VERSION = 1
@@ -37,26 +39,39 @@ class Parameters(BaseModel):
     seed: int
     limit: int | None = None
     model: str | None = None
+    template: str | None = None
+    prompt_column: str | None = None
+    id_column: str | None = None
+    keep_columns: list[str] = Field(default_factory=list)
+    on_long: str = "error"
+    ignore_model: bool = False
+    return_token_ids: bool = False
+    rows_per_shard: int = ROWS_PER_SHARD
 
 
 class Manifest(BaseModel):
     """A run's identity, progress and digests.
 
     Attributes:
+        run_id: in the names of the run's jobs; kept when it goes on, new with `--overwrite`.
         rows_done: input rows of which the outcome is written, completions or error.
+        rows_failed, rows_skipped: those of them in the error file; a skipped one has not failed.
         rows_sha256: over the canonical rows, so the same whatever the output's format.
-        file_sha256: over the output file's bytes.
+        file_sha256: over the output file's bytes; for a folder, over what `sha256sum` says of its
+            shards in order. None until the run is complete.
         fingerprint: of the first worker that answered.
     """
 
     version: int = MANIFEST_VERSION
     shoal: str = Field(default_factory=lambda: version("shoal"))
+    run_id: str = Field(default_factory=new_run_id)
     input: InputFile
     parameters: Parameters
     fingerprint: str | None = None
     model: str | None = None
     rows_done: int = 0
     rows_failed: int = 0
+    rows_skipped: int = 0
     completions: int = 0
     complete: bool = False
     output: str = ""
@@ -67,12 +82,8 @@ class Manifest(BaseModel):
     def save(self, path: Path) -> None:
         """Replace the file at `path`; after a crash it is the old one or the new one, whole."""
         beside = path.with_name(path.name + ".new")
-        with beside.open("w") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        sync_folder(path.parent)
+        beside.write_text(self.model_dump_json(indent=2) + "\n")
+        replace_durably(beside, path)
 
     def require_same(self, other: Manifest, output: Path) -> None:
         """Raises InvalidRequest that names the differences if `other` is another run."""
@@ -82,6 +93,10 @@ class Manifest(BaseModel):
                 f"{output} was begun with {' and '.join(found)}; give what it was begun with, "
                 "another output, or --overwrite to start anew"
             )
+
+    def is_other(self, other: Manifest) -> bool:
+        """Whether `other` is another run than this."""
+        return any(self._differences(other))
 
     def _differences(self, other: Manifest) -> Iterator[str]:
         if self.input.sha256 != other.input.sha256:
@@ -121,14 +136,31 @@ def load(path: Path) -> Manifest | None:
         raise InvalidRequest(_unreadable(path, f"{field} is missing or wrong")) from None
 
 
-def take_over(folder: RunFolder, manifest: Manifest) -> bool:
+def replaced_run(folder: RunFolder, manifest: Manifest, *, overwrite: bool) -> str | None:
+    """The run that this one, which has no rows yet, takes the place of; None if there is none.
+
+    One that was stopped before its first row was written is no other run, but goes on.
+    """
+    try:
+        earlier = load(folder.manifest)
+    except InvalidRequest:
+        return None
+    if earlier is None:
+        return None
+    if overwrite or earlier.is_other(manifest):
+        return earlier.run_id
+    manifest.run_id = earlier.run_id
+    return None
+
+
+def take_over(folder: RunFolder, manifest: Manifest, output: Output) -> bool:
     """Whether the files hold rows of an earlier run of the same; its findings are taken over.
 
     Raises:
         InvalidRequest: they are another run's, or no run's.
     """
-    sizes = [path.stat().st_size if path.exists() else 0 for path in (folder.output, folder.errors)]
-    if not any(sizes):
+    num_bytes = output.size()
+    if not num_bytes and not size_of(folder.errors) and not _has_files(folder.output):
         return False
     earlier = load(folder.manifest)
     if earlier is None:
@@ -137,16 +169,22 @@ def take_over(folder: RunFolder, manifest: Manifest) -> bool:
             "--overwrite to replace it"
         )
     earlier.require_same(manifest, folder.output)
-    if earlier.complete and sizes[0] > earlier.output_bytes:
+    if earlier.complete and num_bytes > earlier.output_bytes:
         raise InvalidRequest(
-            f"{folder.output} was complete with {earlier.output_bytes} bytes and has {sizes[0]} "
+            f"{folder.output} was complete with {earlier.output_bytes} bytes and has {num_bytes} "
             "now; name another output, or give --overwrite to replace it"
         )
+    manifest.run_id = earlier.run_id
     manifest.fingerprint, manifest.model = earlier.fingerprint, earlier.model
     manifest.complete = earlier.complete
     if manifest.parameters.model is None:
         manifest.parameters.model = earlier.parameters.model
     return True
+
+
+def _has_files(output: Path) -> bool:
+    """Whether the output is a folder with anything in it, which may be somebody's."""
+    return output.is_dir() and any(output.iterdir())
 
 
 def _unreadable(path: Path, reason: str) -> str:

@@ -12,17 +12,38 @@ from shoal.job_states import JobState, read_job_result
 from shoal.wire import GenerationResult, ResultError
 
 
-def results_of(state: JobState, job_id: str, ids: Sequence[str]) -> list[GenerationResult]:
-    """One result for each request of a final job, in order, under these ids."""
+def results_of(
+    state: JobState, job_id: str, ids: Sequence[str | None], *, has_more: bool = False
+) -> list[GenerationResult]:
+    """One result for each request of a final job, in order, under these ids; None: any.
+
+    Args:
+        has_more: the ids are those of the last requests, and there may be others before them.
+    """
     try:
         results = read_job_result(state, job_id).results
     except ShoalError as error:
-        return [GenerationResult(id=one, error=result_error(error)) for one in ids]
-    if len(results) != len(ids):
-        text = f"job {job_id} answered {len(results)} of {len(ids)} requests"
-        bad = ResultError(code="bad_result", message=text)
-        return [GenerationResult(id=one, error=bad) for one in ids]
+        return [GenerationResult(id=one or "", error=result_error(error)) for one in ids]
+    # What an earlier start has sent is sent again if it does not fit; what was sent now would not
+    # fit the next time either.
+    if has_more:
+        results = results[-len(ids) :]
+        fits = len(results) == len(ids) and all(
+            one in {None, result.id} for one, result in zip(ids, results, strict=True)
+        )
+    else:
+        fits = len(results) == len(ids)
+    if not fits:
+        text = f"job {job_id} answered other requests than these {len(ids)}"
+        bad = ResultError(code="bad_result", message=text, retryable=has_more)
+        return [GenerationResult(id=one or "", error=bad) for one in ids]
     return results
+
+
+def lost_result(request_id: str, num_losses: int) -> GenerationResult:
+    """What is said of a request whose job was gone so often that it is not sent again."""
+    text = f"its job was gone from Redis {num_losses} times without an answer"
+    return GenerationResult(id=request_id, error=ResultError(code="expired", message=text))
 
 
 def result_error(error: ShoalError) -> ResultError:

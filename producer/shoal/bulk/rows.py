@@ -1,64 +1,45 @@
-"""One input record as a request or as the error that it is; one result as flat output rows.
+"""What an input record becomes: a row that can be generated from, or the error that it is.
 
-Owns which fields a record may have, the columns of the output and their canonical bytes. It knows
-no file and no queue.
+Owns these types and the line of the error file. It knows no file and no queue.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.bulk.seeds import row_seed
+from shoal.bulk.fields import Fields, Kind
 from shoal.errors import InvalidRequest
-from shoal.validation import parse
-from shoal.wire import (
-    MAX_METADATA_LEVELS,
-    GenerationRequest,
-    GenerationResult,
-    ResultError,
-    SamplingParams,
-    nests_within,
-)
+from shoal.wire import GenerationRequest, OnLong, ResultError
 
-COLUMNS = (
-    "index",
-    "sample",
-    "id",
-    "prompt",
-    "text",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "seed",
-    "model",
-    "fingerprint",
-    "metadata",
-)
-OWN_FIELDS = frozenset({"prompt", "id", "metadata"})  # All others are of SamplingParams.
-MAX_LINE_LEVELS = MAX_METADATA_LEVELS + 2  # Metadata in a record, in a line of an error file.
-ERROR_LINE_FIELDS = frozenset({"index", "input", "error"})
+SKIPPED = "skipped"  # The code of a row that was left out because the user wants it so.
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record stands: its index among the input's records, and its line, from 1."""
+    """Where a record stands: its index among the input's records, and its line, from 1.
+
+    Attributes:
+        attempts: how often it was sent before.
+        part, num_parts: a record may hold several prompts, each a row with the same index.
+    """
 
     index: int
     line: int
     attempts: int = 0
+    part: int = 0
+    num_parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """A record that can be generated from.
+    """A prompt that can be generated from.
 
     Attributes:
         source: the record as it was read, for the error line if there is one.
+        kept: the columns that each row of the output repeats.
     """
 
     place: Place
@@ -66,55 +47,46 @@ class InputRow:
     request: GenerationRequest
     source: Mapping[str, Any]
     metadata: Mapping[str, Any]
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class FailedRow:
-    """A record without a completion: broken as it stood, or answered with an error."""
+    """A row without a completion: broken as it stood, or answered with an error."""
 
     place: Place
     id: str
     source: Mapping[str, Any] | str
     error: ResultError
 
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it was left out on purpose, and so has not failed."""
+        return self.error.code == SKIPPED
+
+
+Row = InputRow | FailedRow
+
 
 @dataclass(frozen=True, slots=True)
 class RowDefaults:
-    """What every row of a run has unless it says otherwise.
+    """What every row of a run has unless it says otherwise, and how records are read.
 
     Attributes:
         seed: the run's; a row's own follows from it and the row's index.
+        kinds: the types of the kept columns.
+        on_long: what the worker does with a prompt that does not fit.
+        skip_long: whether such a row is left out rather than failed.
+        ignore_model: whether the models that batch lines name are not asked for.
     """
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
-
-
-def row_from_line(text: str, place: Place, defaults: RowDefaults) -> InputRow | FailedRow:
-    """A line of JSON as a row; a line of an error file stands for the record it holds."""
-    try:
-        record = _record(text)
-        if record.keys() >= ERROR_LINE_FIELDS and "prompt" not in record:
-            return _row_from_error_line(record, place, defaults)
-    except InvalidRequest as error:
-        return failed_row(place, str(place.index), text, error)
-    return row_from_record(record, place, defaults)
-
-
-def row_from_record(
-    record: Mapping[str, Any], place: Place, defaults: RowDefaults, row_id: str | None = None
-) -> InputRow | FailedRow:
-    """A record as a row: `prompt`, and perhaps `id`, `metadata` and sampling fields."""
-    given_id = record.get("id")
-    if given_id is None:
-        given_id = row_id or str(place.index)
-    # Whole numbers are the ids of many data sets; a boolean is an int only to Python.
-    if isinstance(given_id, int) and not isinstance(given_id, bool):
-        given_id = str(given_id)
-    try:
-        return _valid_row({**record, "id": given_id}, place, defaults, source=record)
-    except InvalidRequest as error:
-        return failed_row(place, str(given_id), record, error)
+    fields: Fields = field(default_factory=Fields)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    on_long: OnLong = "error"
+    skip_long: bool = False
+    ignore_model: bool = False
 
 
 def failed_row(
@@ -136,121 +108,4 @@ def error_line(row: FailedRow) -> bytes:
         "attempts": row.place.attempts,
     }
     # In ASCII: what made a row fail may be text that UTF-8 cannot hold.
-    return json.dumps(record).encode() + b"\n"
-
-
-def output_lines(row: InputRow, result: GenerationResult) -> list[bytes]:
-    """A result as canonical lines, one a completion: every column, in order, in compact JSON."""
-    return [
-        json.dumps(flat, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
-        for flat in flat_rows(row, result)
-    ]
-
-
-def flat_rows(row: InputRow, result: GenerationResult) -> Iterator[dict[str, Any]]:
-    """A result as rows of `COLUMNS`, one a completion."""
-    prompt = row.request.prompt
-    for completion in result.completions:
-        values = (
-            row.place.index,
-            completion.index,
-            row.id,
-            prompt if isinstance(prompt, str) else json.dumps(prompt),
-            completion.text,
-            completion.finish_reason,
-            result.usage.prompt_tokens,
-            len(completion.token_ids),
-            row.request.sampling.seed,
-            result.model,
-            result.fingerprint,
-            json.dumps(row.metadata, ensure_ascii=False),
-        )
-        yield dict(zip(COLUMNS, values, strict=True))
-
-
-def _valid_row(
-    record: Mapping[str, Any], place: Place, defaults: RowDefaults, *, source: Mapping[str, Any]
-) -> InputRow:
-    fields = {key: value for key, value in record.items() if key not in OWN_FIELDS}
-    metadata = record.get("metadata")
-    if not isinstance(metadata, dict | None):
-        raise InvalidRequest(f"metadata is a {type(metadata).__name__}; give an object")
-    prompt = record.get("prompt")
-    if prompt is None:
-        raise InvalidRequest("prompt is missing")
-    if not isinstance(prompt, str | list):
-        raise InvalidRequest(f"prompt is a {type(prompt).__name__}; give text or token ids")
-    sampling = {**defaults.sampling, **fields}
-    if sampling.get("seed") is None:
-        sampling["seed"] = row_seed(defaults.seed, place.index)
-    request = parse(
-        GenerationRequest,
-        {
-            "prompt": prompt,
-            "id": record["id"],
-            "sampling": parse(SamplingParams, sampling),
-            "service_class": "bulk",
-        },
-    )
-    # Metadata stays here: the worker would only carry it back and forth.
-    return InputRow(place, record["id"], request, source, metadata or {})
-
-
-def _row_from_error_line(
-    record: Mapping[str, Any], place: Place, defaults: RowDefaults
-) -> InputRow | FailedRow:
-    """The failed record again, with the index it had: so its id and seed are the same too."""
-    index, attempts, row_id = record["index"], record.get("attempts"), record.get("id")
-    again = Place(
-        index=index if isinstance(index, int) else place.index,
-        line=place.line,
-        attempts=attempts if isinstance(attempts, int) else 0,
-    )
-    source = record["input"]
-    row_id = row_id if isinstance(row_id, str) and row_id else str(again.index)
-    if isinstance(source, str):
-        try:
-            source = _record(source)
-        except InvalidRequest as error:
-            return failed_row(again, row_id, record["input"], error)
-    if not isinstance(source, dict):
-        kind = type(source).__name__
-        return failed_row(again, row_id, json.dumps(source), InvalidRequest(f"input is a {kind}"))
-    return row_from_record(source, again, defaults, row_id)
-
-
-def _record(text: str) -> dict[str, Any]:
-    """A line as a JSON object whose text can be written as UTF-8."""
-    try:
-        record = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the line is not valid JSON: {error}") from None
-    if not nests_within(record, MAX_LINE_LEVELS):
-        raise InvalidRequest(f"the line nests deeper than {MAX_LINE_LEVELS} levels")
-    if not isinstance(record, dict):
-        raise InvalidRequest(
-            f"the line is a JSON {type(record).__name__}; give an object such as "
-            '{"prompt": "Once upon a time"}'
-        )
-    if "\\u" in text:
-        try:
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest(
-                "the line holds half of a surrogate pair, which no text has"
-            ) from None
-    return record
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    """A number that JSON can say again: 1e999 would be read as infinity and written as none."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(
-            f"{text[:20]} is too large a number; the limit is {sys.float_info.max:.1e}"
-        )
-    return number
+    return json.dumps(record, default=str).encode() + b"\n"

@@ -10,30 +10,29 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Literal
 
+from shoal.bulk.append_file import is_disk_full
 from shoal.bulk.folder import RunFolder
-from shoal.bulk.manifest import InputFile, Manifest, Parameters, take_over
-from shoal.bulk.plan import Limits, Plan, Progress
-from shoal.bulk.readers import read_rows, survey
-from shoal.bulk.resume import Row, Written, join
-from shoal.bulk.rows import FailedRow, InputRow, RowDefaults
-from shoal.bulk.window import PendingRow, Window
+from shoal.bulk.opening import Opened, open_run
+from shoal.bulk.packing import PendingRow, job_sequences
+from shoal.bulk.plan import Limits, Plan, Progress, Received, Workers
+from shoal.bulk.rows import SKIPPED, FailedRow, InputRow
+from shoal.bulk.streams import spool
+from shoal.bulk.window import Window, take_back
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
 from shoal.errors import QueueFull, RedisUnavailable, ShoalError
-from shoal.jobs import MAX_PACK_REQUESTS
-from shoal.validation import parse
-from shoal.wire import GenerationResult, SamplingParams
+from shoal.wire import GenerationResult
 
 MAX_ATTEMPTS = 2
 MAX_WAITING_ROWS = 8_192  # Rows that ended before an earlier one; beyond it nothing new is sent.
+MAX_WAITING_TOKENS = 4_000_000  # Of these rows; about 40 bytes each.
+MAX_KEPT_SEQUENCES = 8_192  # Ended ones still in Redis; beyond it, what they say is synced early.
 MAX_READ_ROWS = 1_024  # In one turn, so that a file of broken rows cannot keep a signal waiting.
 MAX_OUTAGE_S = 60.0
 POLL_S = 0.5
 NUM_EXAMPLES = 3
-MIN_JOBS = 16
 
 Ending = Literal["complete", "interrupted", "timed out", "too many failures"]
 
@@ -44,24 +43,33 @@ class BulkRun:
     Attributes:
         examples: a few rows with their results, to show.
         fingerprints: the kinds of workers that have answered since this start.
+        is_disk_full: whether nothing can be written for now, and so nothing is sent.
+        num_truncated: prompts that were cut at their start since this start, as the plan allows.
+        rows_saved: rows whose outcome is durable.
     """
 
-    def __init__(
-        self, plan: Plan, manifest: Manifest, rows_total: int, written: Written, rows: Iterator[Row]
-    ) -> None:
+    def __init__(self, plan: Plan, opened: Opened) -> None:
         self.plan = plan
         self.folder = RunFolder(plan.output)
-        self.manifest = manifest
-        self.rows_total = rows_total
+        self.manifest = opened.manifest
+        self.rows_total = opened.rows_total
+        self.is_disk_full = False
+        self.num_truncated = 0
         self.examples: list[tuple[InputRow, GenerationResult]] = []
         self.fingerprints: set[str] = set()
-        self._written = written
-        self._before = replace(written)
-        self._rows = enumerate(rows, start=written.rows)
+        self._replaced = opened.replaced
+        self._output, self._line_format = opened.output, opened.line_format
+        self._written = opened.written
+        self._before = replace(opened.written)
+        self._rows = enumerate(opened.rows, start=opened.written.positions)
+        self.rows_saved = opened.written.rows
         self._again: list[PendingRow] = []
         self._anew: list[PendingRow] = []
         self._is_read = False
+        self._end = self._durable_positions = opened.written.positions
+        self._received = Received()
         self._started_s = self._contact_s = time.monotonic()
+        self._ended_s: float | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -71,7 +79,11 @@ class BulkRun:
         Raises:
             OutputLocked: another run has it. InvalidRequest: as `begin`.
         """
-        with RunFolder(plan.output).locked():
+        folder = RunFolder(plan.output)
+        with folder.locked():
+            if str(plan.source) == "-":
+                is_table = not plan.fields.are_default
+                plan = replace(plan, source=spool(folder.path, is_table=is_table))
             yield cls.begin(plan)
 
     @classmethod
@@ -81,29 +93,7 @@ class BulkRun:
         Raises:
             InvalidRequest: the output belongs to another run, or to none.
         """
-        folder = RunFolder(plan.output)
-        sampling = parse(SamplingParams, dict(plan.sampling))
-        found = survey(plan.source)
-        manifest = Manifest(
-            input=InputFile(path=str(plan.source), sha256=found.sha256, rows=found.num_rows),
-            parameters=Parameters(
-                input_format=plan.source.suffix.removeprefix("."),
-                sampling=sampling.model_dump(mode="json", exclude={"seed"}),
-                seed=plan.seed,
-                limit=plan.limit,
-                model=plan.model,
-            ),
-            output=str(plan.output),
-        )
-        defaults = RowDefaults(plan.sampling, plan.seed)
-        rows: Iterator[Row] = islice(read_rows(plan.source, defaults), plan.limit)
-        total = found.num_rows if plan.limit is None else min(found.num_rows, plan.limit)
-        if plan.overwrite or not take_over(folder, manifest):
-            return cls(plan, manifest, total, Written(), rows)
-        written, rows = join(rows, folder.output, folder.errors)
-        # The manifest is saved after the rows: a killed run may have said it in these alone.
-        manifest.fingerprint = manifest.fingerprint or written.fingerprint
-        return cls(plan, manifest, total, written, rows)
+        return cls(plan, open_run(plan))
 
     @property
     def has_rows_left(self) -> bool:
@@ -135,7 +125,11 @@ class BulkRun:
             rows_before=before.rows,
             prompt_tokens=written.prompt_tokens - before.prompt_tokens,
             completion_tokens=written.completion_tokens - before.completion_tokens,
-            elapsed_s=time.monotonic() - self._started_s,
+            elapsed_s=(self._ended_s or time.monotonic()) - self._started_s,
+            tokens_received=self._received.tokens,
+            completions_received=self._received.completions,
+            num_at_limit=self._received.at_limit,
+            jobs_lost=self._received.jobs_lost,
         )
 
     def finish(self) -> None:
@@ -143,8 +137,8 @@ class BulkRun:
         was_complete = self.manifest.complete
         self._take_stock(complete=True)
         if not was_complete:
-            with self._writer():
-                pass  # Whatever an earlier run left behind its last whole row is cut off.
+            with self._writer() as writer:
+                writer.finish()  # Whatever is behind the last whole row was cut off.
             self._save(complete=True)
 
     def generate(
@@ -156,52 +150,89 @@ class BulkRun:
         stop: Callable[[], bool],
         on_turn: Callable[[Progress], None],
         model: str | None = None,
+        workers: Callable[[], Workers] = Workers,
     ) -> Ending:
         """Generate the rows that are left, until `stop` says so or a limit is reached.
 
         Args:
             model: asked for in each request; None takes whatever the worker serves.
+            workers: who makes the rows, asked each turn: with more of them more is in flight.
 
         Raises:
             RedisUnavailable, QueueFull: for longer than `MAX_OUTAGE_S`. Whatever `on_turn` raises.
         """
-        # A short run in full jobs would keep one worker of several busy, and show no progress.
-        num_left = self.rows_total - self._written.rows
-        window = Window(
-            client,
-            queue,
-            max_in_flight=limits.max_in_flight,
-            requests_per_job=max(1, min(MAX_PACK_REQUESTS, num_left // MIN_JOBS)),
-            model=model,
-            fingerprint=self.fingerprint,
-        )
+        run_id = self.manifest.run_id
+        window = Window(client, queue, run_id, model=model, fingerprint=self.fingerprint)
         self._started_s = self._contact_s = time.monotonic()
         with self._writer() as writer:
             self._save()
+            if self._replaced is not None:
+                take_back(client, queue, self._replaced)
+            window.find(self._end)
             try:
-                while (ending := self._ending(window, limits, stop)) is None:
+                while (ending := self._ending(limits, stop)) is None:
+                    self._resize(window, limits, workers())
                     self._turn_or_wait(window, writer, on_turn)
-                    writer.sync_if_due(time.monotonic())
+                    self._sync_if_due(window, writer)
             finally:
+                self._ended_s = time.monotonic()
                 with contextlib.suppress(ShoalError):
-                    window.cancel()
-        self._save(complete=ending == "complete")
+                    window.leave(takes_all=workers().are_own)
+        if not self.is_disk_full and ending != "complete":
+            self._save()
+        window.forget(self._durable_positions)
         return ending
 
     def _writer(self) -> OrderedWriter:
-        return OrderedWriter(self.plan.output, self.folder.errors, self._written, self._save)
+        return OrderedWriter(
+            self._output, self._line_format, self.folder.errors, self._written, self._save
+        )
 
-    def _ending(self, window: Window, limits: Limits, stop: Callable[[], bool]) -> Ending | None:
+    def _sync_if_due(self, window: Window, writer: OrderedWriter) -> None:
+        """Write what is due, and all of it at the end; on a full disk, try again in a while."""
+        if self.is_disk_full:
+            time.sleep(POLL_S)
+        with self._room_awaited():
+            if self._is_read and self._is_answered(window) and not writer.num_waiting:
+                writer.finish()
+                self._save(complete=True)
+            elif self.is_disk_full or window.num_kept > MAX_KEPT_SEQUENCES:
+                writer.sync()
+            else:
+                writer.sync_if_due(time.monotonic())
+
+    @contextlib.contextmanager
+    def _room_awaited(self) -> Iterator[None]:
+        """Note a full disk, which is no error: somebody makes room, or stops the run."""
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self.is_disk_full = True
+        else:
+            self.is_disk_full = False
+
+    def _ending(self, limits: Limits, stop: Callable[[], bool]) -> Ending | None:
         if stop():
             return "interrupted"
         if not limits.max_failures.allows(self._written.rows_failed, self.rows_total):
             return "too many failures"
-        if self._is_read and window.is_empty and not self._again and not self._anew:
+        if self.manifest.complete:
             return "complete"
         elapsed_s = time.monotonic() - self._started_s
         if limits.timeout_s is not None and elapsed_s >= limits.timeout_s:
             return "timed out"
         return None
+
+    def _resize(self, window: Window, limits: Limits, workers: Workers) -> None:
+        """Fit window and jobs to the workers there are and to the rows that are left."""
+        window.max_in_flight = max(limits.max_in_flight, 2 * workers.num_slots)
+        num_left = self.rows_total - self._written.rows
+        window.job_sequences = job_sequences(num_left, window.max_in_flight)
+
+    def _is_answered(self, window: Window) -> bool:
+        return window.is_empty and not self._again and not self._anew
 
     def _turn_or_wait(
         self, window: Window, writer: OrderedWriter, on_turn: Callable[[Progress], None]
@@ -211,29 +242,40 @@ class BulkRun:
             self._turn(window, writer)
             on_turn(self.progress())
             self._contact_s = time.monotonic()
-        except (RedisUnavailable, QueueFull):
+        except (RedisUnavailable, QueueFull) as error:
             if time.monotonic() - self._contact_s > MAX_OUTAGE_S:
                 raise
+            if isinstance(error, QueueFull):
+                # What has come is here; it would be made again, should this process be killed now.
+                window.forget(self._end)
             time.sleep(POLL_S)
 
     def _turn(self, window: Window, writer: OrderedWriter) -> None:
         """Take in what has ended, and send what there is room for."""
-        room = min(window.room, MAX_WAITING_ROWS - writer.num_waiting)
+        room = self._room(window, writer)
         has_rows = self._again or self._anew or (room > 0 and not self._is_read)
         can_send = has_rows or not window.is_sent
         # Taken in first: with Redis full, only that makes room for what is to be sent.
         for row, result in window.collect(0.0 if can_send else POLL_S):
             self._contact_s = time.monotonic()
             self._take_in(row, result, writer)
-        window.forget()
+        self._received.jobs_lost = window.num_lost
+        window.forget(self._durable_positions)
         window.fingerprint = self.fingerprint
         # Rows for another attempt go first and whatever the room: the writer waits for them.
-        window.add(self._again, alone=True)
+        window.add_again(self._again, alone=True)
         self._again.clear()
-        window.add(self._anew)
+        window.add_again(self._anew)
         self._anew.clear()
-        window.add(self._read(min(window.room, MAX_WAITING_ROWS - writer.num_waiting), writer))
+        window.add(self._read(self._room(window, writer), writer), self._end)
         window.send()
+
+    def _room(self, window: Window, writer: OrderedWriter) -> int:
+        """Sequences that may be read and sent now; none while nothing can be written."""
+        written = self._written.completion_tokens - self._before.completion_tokens
+        if self.is_disk_full or self._received.tokens - written > MAX_WAITING_TOKENS:
+            return 0
+        return max(0, min(window.room, MAX_WAITING_ROWS - writer.num_waiting))
 
     def _read(self, room: int, writer: OrderedWriter) -> list[PendingRow]:
         """Rows of so many sequences; broken ones are answered here."""
@@ -245,6 +287,7 @@ class BulkRun:
             if position is None or row is None:
                 self._is_read = True
                 break
+            self._end = position + 1
             if isinstance(row, FailedRow):
                 writer.put(position, row)
             else:
@@ -258,7 +301,7 @@ class BulkRun:
         error = result.error
         if error is not None and error.retryable and pending.attempts < MAX_ATTEMPTS:
             self._again.append(pending)
-        elif error is None and self._is_of_other_kind(result) and pending.attempts < MAX_ATTEMPTS:
+        elif error is None and self._is_of_other_kind(result) and pending.attempts <= MAX_ATTEMPTS:
             self._anew.append(pending)
         else:
             writer.put(pending.position, self._outcome(pending, result))
@@ -273,7 +316,15 @@ class BulkRun:
         row = pending.row
         if result.error is not None:
             place = replace(row.place, attempts=row.place.attempts + pending.attempts)
-            return FailedRow(place, row.id, row.source, result.error)
+            error = result.error
+            if error.code == "prompt_too_long" and self.plan.on_long == "skip":
+                error = error.model_copy(update={"code": SKIPPED})
+            if error.code == "model_mismatch" and row.request.model is not None:
+                text = f"{error.message}; --ignore-model takes whatever is served"
+                error = error.model_copy(update={"message": text})
+            return FailedRow(place, row.id, row.source, error)
+        self._received.add(result)
+        self.num_truncated += result.truncated_tokens > 0
         self.fingerprints.add(result.fingerprint)
         self.manifest.fingerprint = self.manifest.fingerprint or result.fingerprint
         self.manifest.model = self.manifest.model or result.model
@@ -284,17 +335,19 @@ class BulkRun:
     def _save(self, *, complete: bool = False) -> None:
         self._take_stock(complete=complete)
         self.manifest.save(self.folder.manifest)
+        self.rows_saved = self._written.rows
+        self._durable_positions = self._written.positions
 
     def _take_stock(self, *, complete: bool) -> None:
-        written, digest = self._written, self._written.sha256.hexdigest()
+        written = self._written
         update = {
             "rows_done": written.rows,
             "rows_failed": written.rows_failed,
+            "rows_skipped": written.rows_skipped,
             "completions": written.completions,
             "complete": complete,
-            "output_bytes": written.output_bytes,
-            # In this output format a file is its canonical rows and nothing else.
-            "rows_sha256": digest,
-            "file_sha256": digest,
+            "output_bytes": self._output.size(),
+            "rows_sha256": written.sha256.hexdigest(),
+            "file_sha256": self._output.sha256() if complete else None,
         }
         self.manifest = self.manifest.model_copy(update=update)

@@ -7,7 +7,8 @@
     serving.py    whether a queue has a worker, and starting one where it has none
     submit.py     submit, result, cancel
     status.py     status
-    bulk.py       bulk; progress.py shows how it goes
+    bulk.py       bulk; run_report.py, progress.py and summary.py tell how it goes and went
+    verify.py     verify
 
 `worker` and whatever other extras bring come from the entry points `shoal.commands`.
 """

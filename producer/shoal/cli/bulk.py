@@ -11,10 +11,12 @@ from typing import Any
 import click
 
 from shoal.bulk.folder import check_output
-from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress
+from shoal.bulk.plan import Limits, MaxFailures, Plan, Progress, Workers
 from shoal.bulk.readers import check_input
 from shoal.bulk.run import BulkRun, Ending
+from shoal.bulk.shards import ROWS_PER_SHARD
 from shoal.bulk.window import MAX_IN_FLIGHT
+from shoal.cli.dry_run import dry_run
 from shoal.cli.exits import (
     EXIT_DONE,
     EXIT_SIGNAL_BASE,
@@ -24,10 +26,14 @@ from shoal.cli.exits import (
     note,
     signals_kept,
 )
+from shoal.cli.input_options import InputChoices, input_options
 from shoal.cli.options import common_options, given_sampling, model_option, sampling_options
-from shoal.cli.progress import display_for, print_examples, print_summary, summary_record
+from shoal.cli.padding import PaddingCount
+from shoal.cli.progress import display_for
+from shoal.cli.run_report import RunReport
 from shoal.cli.serving import Serving, connected
 from shoal.cli.show import error_console, output_console
+from shoal.cli.summary import print_examples, print_summary, summary_record
 from shoal.client import Client
 from shoal.errors import ShoalError
 from shoal.wire import MAX_SEED, QUEUE_BULK
@@ -40,7 +46,8 @@ from shoal.wire import MAX_SEED, QUEUE_BULK
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="A .jsonl file: one flat row a completion, in input order.",
+    help="A .jsonl, .jsonl.zst or .parquet file, or a folder of .parquet shards: one flat row a "
+    "completion, in input order. Batch lines in a .jsonl are answered in OpenAI's response lines.",
 )
 @model_option
 @click.option(
@@ -49,6 +56,22 @@ from shoal.wire import MAX_SEED, QUEUE_BULK
     default=0,
     show_default=True,
     help="Row i's seed follows from it and i.",
+)
+@input_options
+@click.option("--return-token-ids", is_flag=True, help="A column of each completion's tokens.")
+@click.option(
+    "--rows-per-shard",
+    type=click.IntRange(1),
+    default=ROWS_PER_SHARD,
+    show_default=True,
+    metavar="N",
+    help="Rows of each .parquet file in a folder.",
+)
+@click.option(
+    "--dry-run",
+    "is_dry",
+    is_flag=True,
+    help="Tell rows, tokens, refusals, time and disk, and generate nothing.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Rows at the most.")
 @click.option("--max-failures", metavar="N|P%", help="Stop when more rows have failed.")
@@ -83,17 +106,39 @@ def bulk(
     queue: str,
     timeout: float | None,
     redis_url: str | None,
-    **sampling: Any,
+    return_token_ids: bool,
+    rows_per_shard: int,
+    is_dry: bool,
+    **others: Any,
 ) -> int:
     """Generate a whole file: resumable, in order.
 
-    INPUT is a .txt file with a prompt a line, or a .jsonl file with `prompt` and perhaps `id`,
-    sampling fields and `metadata` in each. The same command again goes on where it was stopped.
+    INPUT is a .txt file with a prompt a line, a .jsonl file with `prompt` and perhaps `id`,
+    sampling fields and `metadata` in each, OpenAI's batch lines, a .csv or a .parquet file; all but
+    the last also as .gz or .zst. `-` is standard input, which is kept beside the output. The same
+    command again goes on where it was stopped.
     """
     check_input(source)
     check_output(output, source)
     failures = MaxFailures() if max_failures is None else MaxFailures.parse(max_failures)
-    plan = Plan(source, output, given_sampling(sampling), seed, limit, model, overwrite, mixed)
+    choices = InputChoices.taken_from(others)
+    plan = Plan(
+        source,
+        output,
+        given_sampling(others),
+        seed,
+        limit,
+        model,
+        overwrite,
+        mixed,
+        choices.fields,
+        choices.on_long,
+        choices.ignore_model,
+        return_token_ids,
+        rows_per_shard,
+    )
+    if is_dry:
+        return dry_run(plan, queue, redis_url, as_json=as_json)
     with BulkRun.locked(plan) as run:
         if not run.has_rows_left:
             return _finish(run, as_json=as_json)
@@ -106,11 +151,11 @@ def bulk(
             ) as serving,
             signals_kept() as stop,
         ):
-            limits = Limits(max(MAX_IN_FLIGHT, 2 * serving.num_slots), failures, timeout)
+            limits = Limits(MAX_IN_FLIGHT, failures, timeout)
             ending = _generate(run, client, serving, queue, limits, stop)
             serving.look_last()
-            padding_ratio = serving.padding_ratio
-    _report(run, padding_ratio, as_json=as_json)
+            padding = serving.padding
+    _report(run, padding, as_json=as_json)
     return _exit_code(run, ending, stop.signum)
 
 
@@ -125,22 +170,48 @@ def _saved_on_error(run: BulkRun) -> Iterator[None]:
 
 
 def _done(run: BulkRun) -> str:
-    progress = run.progress()
-    return f"{progress.rows_done} of {progress.rows_total} rows are written"
+    return f"{run.rows_saved} of {run.rows_total} rows are written"
+
+
+def _tell_full_disk(run: BulkRun, told: list[bool]) -> None:
+    """Say once that a run waits for room, and once that it goes on."""
+    if run.is_disk_full == told[0]:
+        return
+    told[0] = run.is_disk_full
+    if run.is_disk_full:
+        note(
+            f"the disk of {run.plan.output} is full: waiting until there is room; nothing is lost, "
+            f"{_done(run)}"
+        )
+    else:
+        note("there is room again: going on")
 
 
 def _generate(
     run: BulkRun, client: Client, serving: Serving, queue: str, limits: Limits, stop: StopRequest
 ) -> Ending:
     model = serving.requested_model()
+    told = [False]
     with _saved_on_error(run), display_for(error_console()) as display:
+        report = RunReport(run, client, queue, serving, display)
 
         def on_turn(progress: Progress) -> None:
+            _tell_full_disk(run, told)
             serving.watch()
             serving.require_kind(run.fingerprint)
-            display.show(progress, serving.padding_ratio)
+            report(progress)
 
-        return run.generate(client, queue, limits, stop=stop, on_turn=on_turn, model=model)
+        def workers() -> Workers:
+            return Workers(serving.num_slots, are_own=serving.has_local)
+
+        ending: Ending | None = None
+        try:
+            ending = run.generate(
+                client, queue, limits, stop=stop, on_turn=on_turn, model=model, workers=workers
+            )
+        finally:
+            report.end(ending or "failed")
+        return ending
 
 
 def _finish(run: BulkRun, *, as_json: bool) -> int:
@@ -152,17 +223,29 @@ def _finish(run: BulkRun, *, as_json: bool) -> int:
     elif was_complete:
         note(f"{run.plan.output} is already complete: {run.rows_total} rows; --overwrite redoes it")
     if as_json:
-        click.echo(json.dumps(summary_record(run, None)))
+        click.echo(json.dumps(summary_record(run, PaddingCount())))
     return _exit_code(run, "complete", None)
 
 
-def _report(run: BulkRun, padding_ratio: float | None, *, as_json: bool) -> None:
+def _report(run: BulkRun, padding: PaddingCount, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(summary_record(run, padding_ratio)))
+        click.echo(json.dumps(summary_record(run, padding)))
         return
     console = output_console()
     print_examples(run, console)
-    print_summary(run, padding_ratio, console)
+    print_summary(run, padding, console)
+
+
+def _tell_choices(run: BulkRun) -> None:
+    """What came of `--on-long`."""
+    if run.num_truncated:
+        note(f"{_rows(run.num_truncated)} had prompts too long, which lost their beginning")
+    if run.manifest.rows_skipped:
+        note(f"{_rows(run.manifest.rows_skipped)} too long and left out, see {run.folder.errors}")
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number} rows"
 
 
 def _exit_code(run: BulkRun, ending: Ending, signum: int | None) -> int:
@@ -181,6 +264,7 @@ def _exit_code(run: BulkRun, ending: Ending, signum: int | None) -> int:
             return EXIT_SOME_FAILED
         case "complete":
             pass
+    _tell_choices(run)
     if len(run.fingerprints) > 1:
         note(f"{len(run.fingerprints)} kinds of workers answered; their rows differ by fingerprint")
     if progress.rows_failed:

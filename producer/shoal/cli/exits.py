@@ -12,7 +12,9 @@ from types import FrameType
 import click
 
 from shoal.bulk.folder import OutputLocked
+from shoal.cli.invocation import Invocation, current_invocation
 from shoal.errors import Cancelled, Expired, GenerationFailed, InvalidRequest, ResultTimeout
+from shoal.logs import json_line
 
 EXIT_DONE = 0
 EXIT_ERROR = 1
@@ -93,14 +95,20 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_ERROR)
 
 
-def complain(error: BaseException) -> None:
+def complain(error: BaseException, invocation: Invocation) -> None:
     """Say in one line on stderr what went wrong."""
-    note(in_words(error))
+    _say("error", in_words(error), invocation)
 
 
 def note(text: str) -> None:
-    """One line for the person at the terminal, beside the command's output."""
-    click.echo(f"shoal: {' '.join(text.split())}", err=True)
+    """One line for the person at the terminal, or for the log, beside the command's output."""
+    _say("info", text, current_invocation())
+
+
+def _say(level: str, text: str, invocation: Invocation) -> None:
+    line = " ".join(text.split())
+    as_json = invocation.log_format == "json"
+    click.echo(json_line(level, line) if as_json else f"shoal: {line}", err=True)
 
 
 def in_words(error: BaseException) -> str:

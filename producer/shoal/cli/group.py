@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
 import click
 
 from shoal.cli.exits import Interrupted, complain, exit_code, signals_raise
+from shoal.cli.invocation import Invocation, remember_debug
 from shoal.errors import ShoalError
 
 ENTRY_POINTS = "shoal.commands"
@@ -29,14 +28,9 @@ COMMANDS = {
     "cancel": "shoal.cli.submit:cancel",
     "status": "shoal.cli.status:status",
     "bulk": "shoal.cli.bulk:bulk",
+    "exporter": "shoal.cli.exporter:exporter",
+    "verify": "shoal.cli.verify:verify",
 }
-
-
-@dataclass(slots=True)
-class Invocation:
-    """What holds for one run of the command line."""
-
-    debug: bool = False
 
 
 class LazyGroup(click.Group):
@@ -50,9 +44,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, loaded now."""
         if cmd_name in COMMANDS:
-            module, _, attribute = COMMANDS[cmd_name].partition(":")
-            command: click.Command = getattr(import_module(module), attribute)
-            return command
+            return _loaded(EntryPoint(cmd_name, COMMANDS[cmd_name], ENTRY_POINTS))
         for point in _entry_points():
             if point.name == cmd_name:
                 return _loaded(point)
@@ -83,7 +75,7 @@ class LazyGroup(click.Group):
         except (Exception, Interrupted) as error:  # noqa: BLE001 - the process's edge
             if invocation.debug:
                 traceback.print_exception(error)
-            complain(error)
+            complain(error, invocation)
             code = exit_code(error)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -117,13 +109,6 @@ def _unavailable(name: str, missing: str) -> click.Command:
         add_help_option=False,
         short_help=f"Not installed: {install}",
     )
-
-
-def remember_debug(ctx: click.Context, _parameter: click.Parameter, debug: bool) -> None:  # noqa: FBT001
-    """Keep `--debug` where the edge finds it when the context is gone."""
-    invocation = ctx.find_object(Invocation)
-    if debug and invocation is not None:
-        invocation.debug = True
 
 
 @click.group(

@@ -9,7 +9,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from shoal.cli.group import remember_debug
+from shoal.cli.invocation import remember_debug, remember_log_format
+from shoal.logs import FORMAT_VARIABLE, LogFormat
 from shoal.wire import SamplingParams
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -21,8 +22,16 @@ MODEL_HELP = (
 
 
 def common_options(command: Decorated) -> Decorated:
-    """`--redis` and `--debug`."""
+    """`--redis`, `--log-format` and `--debug`."""
     for option in (
+        click.option(
+            "--log-format",
+            type=click.Choice(get_args(LogFormat)),
+            envvar=FORMAT_VARIABLE,
+            expose_value=False,
+            callback=remember_log_format,
+            help="Lines on stderr as text or as JSON objects. [default: text]",
+        ),
         click.option(
             "--debug", is_flag=True, expose_value=False, callback=remember_debug, hidden=True
         ),

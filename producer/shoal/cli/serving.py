@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from shoal.cli.exits import note
+from shoal.cli.padding import PaddingCount
 from shoal.cli.show import error_console
 from shoal.client import Client
 from shoal.errors import InvalidRequest, ShoalError
@@ -54,6 +55,7 @@ class Serving:
 
     Attributes:
         workers: those that serve the queue, as of the last look.
+        padding: what they computed since then that was padding.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Serving:
         may_start: bool = True,
     ) -> None:
         self.workers: list[WorkerState] = []
+        self.padding = PaddingCount()
         self._client = client
         self._queue = queue
         self._model = model
@@ -130,9 +133,8 @@ class Serving:
 
     @property
     def padding_ratio(self) -> float | None:
-        """The mean share of padding in the workers' batches; None if none tells."""
-        ratios = [w.padding_ratio for w in self.workers if w.padding_ratio is not None]
-        return sum(ratios) / len(ratios) if ratios else None
+        """The share of padding in what the workers computed meanwhile; None if none tells."""
+        return self.padding.ratio
 
     def watch(self) -> None:
         """Look again, every few seconds at the most.
@@ -168,13 +170,17 @@ class Serving:
         """Look once more when the work is done; a worker tells its figures when it turns idle."""
         time.sleep(TURN_S)
         with contextlib.suppress(ShoalError), redis_errors(self._client.redis_url):
-            self.workers = live_workers(self._client.redis, self._queue)
+            self._see(live_workers(self._client.redis, self._queue))
+
+    def _see(self, workers: list[WorkerState]) -> None:
+        self.workers = workers
+        self.padding.look(workers)
 
     def _look(self) -> None:
         for worker in self._local:
             worker.check()
         with redis_errors(self._client.redis_url):
-            self.workers = live_workers(self._client.redis, self._queue)
+            self._see(live_workers(self._client.redis, self._queue))
         if not self.workers and not self._local:
             if self._may_start:
                 self._start(1)
@@ -205,7 +211,7 @@ class Serving:
             for worker in workers:
                 worker.wait_ready()
         with redis_errors(self._client.redis_url):
-            self.workers = live_workers(self._client.redis, self._queue)
+            self._see(live_workers(self._client.redis, self._queue))
 
     def _tell_once(self) -> None:
         if not self._has_told:

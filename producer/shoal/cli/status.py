@@ -27,7 +27,7 @@ WATCH_INTERVAL_S = 2.0
 @click.option("--watch", is_flag=True, help="Look again every two seconds, until interrupted.")
 @common_options
 def status(*, as_json: bool, watch: bool, redis_url: str | None) -> int:
-    """Show queues, workers and recent failures."""
+    """Show queues, workers, bulk runs and recent failures."""
     with connected(redis_url) as client:
 
         def read() -> Snapshot:
@@ -72,6 +72,8 @@ def _rendered(snapshot: Snapshot, console: Console) -> RenderableType:
         parts.append(_workers(snapshot, console))
     else:
         parts.append("No worker is running. Start one: shoal worker --model demo")
+    if snapshot.runs:
+        parts.append(_runs(snapshot, console))
     if snapshot.failures:
         parts.append(_failures(snapshot, console))
     return Group(*parts)
@@ -101,6 +103,23 @@ def _workers(snapshot: Snapshot, console: Console) -> Table:
             _text(worker.tokens_per_s),
             share(worker.padding_ratio),
             ", ".join(worker.queues),
+        )
+    return table
+
+
+def _runs(snapshot: Snapshot, console: Console) -> Table:
+    columns = ("output", "state", "rows", "failed", "tokens/s", "padding", "at limit", "left")
+    table = plain_table("Bulk runs", *columns, console=console)
+    for run in snapshot.runs:
+        table.add_row(
+            run.output,
+            f"silent for {duration(run.age_s)}" if run.is_stale else run.status,
+            f"{run.rows_done:,} of {run.rows_total:,}",
+            f"{run.rows_failed:,}",
+            f"{run.tokens_per_s:,.0f} (mean {run.mean_tokens_per_s:,.0f})",
+            share(run.padding_ratio),
+            share(run.limit_ratio),
+            duration(run.eta_s if run.status == "running" else None),
         )
     return table
 

@@ -5,6 +5,7 @@ Owns the sorting. Knows nothing of what it measures but that it can be called ag
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -86,6 +87,8 @@ def _profiled(
     call: Callable[[], object], device: torch.device, num_calls: int
 ) -> tuple[dict[str, float], int]:
     """Milliseconds by name, longest first, and how many kernels or operators there were."""
+    # Else the profiler of torch 2.13 tells stderr when it begins and ends.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_gpu = device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with profile(activities=[activity]) as profiler:

@@ -11,7 +11,8 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "throughput": "shoal_worker.bench.steps:main",
+    "throughput": "shoal_worker.bench.throughput_command:throughput",
+    "peers": "shoal_worker.bench.peers_command:peers",
     "ablate": "shoal_worker.bench.ablate.command:ablate",
 }
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
+from shoal_worker.bench.shapes import SHAPES
 from shoal_worker.engine import LoadedModel, attention
 from shoal_worker.engine.reproducible import pin_arithmetic
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2-small": {"n_layer": 12, "n_head": 12, "n_embd": 768},
-    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
-    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
-}
 _DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
@@ -53,6 +49,13 @@ def random_model(shape: str, device: str, dtype: torch.dtype | None = None) -> L
         eos_token_ids=frozenset({config.vocab_size - 1}),
         fingerprint="0" * 24,
     )
+
+
+def save_random_model(shape: str, folder: Path) -> None:
+    """Write one of the `SHAPES` as a folder that anything reads which reads transformers models."""
+    loaded = random_model(shape, "cpu")
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
 
 
 def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

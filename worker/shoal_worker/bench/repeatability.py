@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from shoal.wire import SamplingParams
-from shoal_worker.bench.random_models import SHAPES, random_model
+from shoal_worker.bench.random_models import random_model
+from shoal_worker.bench.shapes import DEFAULT_SHAPE, SHAPES
 from shoal_worker.engine import Engine
 from shoal_worker.lanes import LaneSpec, LaneTable
 from shoal_worker.scheduler import Decode, Prefill, Row
@@ -88,7 +89,7 @@ def _in_fresh_processes(arguments: list[str], processes: int) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--shape", type=click.Choice(list(SHAPES)), default="gpt2-small", show_default=True)
+@click.option("--shape", type=click.Choice(list(SHAPES)), default=DEFAULT_SHAPE, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default=None)
 @click.option("--slots", default=32, show_default=True)
 @click.option("--kv-len", default=1024, show_default=True)

@@ -6,9 +6,11 @@
 -- ARGV       RQ's prefix, worker name, free capacity in requests (negative where a large job passed
 --            the limit), what the first queue may take all the same, free capacity in tokens, most ids looked at, lease in seconds, seconds RQ's own
 --            entry is kept ahead, start time as RQ writes it, id of this claim, whether it is
---            repeated ('1'), fingerprint of what runs the jobs
+--            repeated ('1'), fingerprint of what runs the jobs, then for each queue how many of its
+--            ids to leave out: those that the last claim saw and left
 -- Returns    {execution id, job id, hash as a flat list, requests, tokens}, ... and last
---            {ids dropped, jobs skipped}
+--            {ids dropped, jobs skipped, whether there may be ids that were not looked at (1), then for
+--            each queue how many ids the next claim may leave out}
 local prefix, worker = ARGV[1], ARGV[2]
 local room, reserved, tokens_left = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local ids_left, lease_s, ahead_s = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -68,28 +70,35 @@ local function take_again()
   end
 end
 
+local function drop(queue, id, at)
+  if at == 0 then redis.call('LPOP', queue) else redis.call('LREM', queue, 1, id) end
+end
+
 -- The first queue may use what is reserved; the others must leave it.
 local function has_room(is_first)
   if is_first and reserved > 0 then return true end
   return tokens_left > 0 and room > (is_first and 0 or math.max(reserved, 0))
 end
 
-local function take_from(queue, is_first)
-  local skipped = {}
-  while has_room(is_first) and ids_left > 0 do
-    local id = redis.call('LPOP', queue)
-    if not id then break end
+-- Ids of jobs that are bound to another fingerprint stay in their place.
+local function take_from(queue, is_first, at)
+  while has_room(is_first) do
+    if ids_left == 0 then return at end
+    local id = redis.call('LINDEX', queue, at)
+    if not id then return 0 end
     ids_left = ids_left - 1
     local key = prefix .. ':job:' .. id
     local fields = redis.pcall('HMGET', key, 'status', 'meta', 'origin')
     -- An id without a waiting job was deleted, cancelled, is in the list twice, or is no job.
     if fields.err or not waits(fields[1], fields[3]) then
+      drop(queue, id, at)
       num_dropped = num_dropped + 1
     else
       local requests, tokens, bound_to = facts(fields[2])
       if type(bound_to) == 'string' and bound_to ~= fingerprint then
-        skipped[#skipped + 1] = id
+        num_skipped, at = num_skipped + 1, at + 1
       else
+        drop(queue, id, at)
         local execution = start(id, key, fields[3] or '')
         room, tokens_left = room - requests, tokens_left - tokens
         if is_first then reserved = reserved - requests end
@@ -97,15 +106,15 @@ local function take_from(queue, is_first)
       end
     end
   end
-  for i = #skipped, 1, -1 do redis.call('LPUSH', queue, skipped[i]) end
-  num_skipped = num_skipped + #skipped
+  return 0
 end
 
 -- A full Redis refuses a script only before its first write, and LPOP it allows. This it refuses.
 redis.call('SET', prefix .. ':shoal:not-full', 1, 'EX', 3600)
 if is_repeated then take_again() end
+local left_out = {}
 if #claimed == 0 then
-  for q = 2, #KEYS do take_from(KEYS[q], q == 2) end
+  for q = 2, #KEYS do left_out[q - 1] = take_from(KEYS[q], q == 2, tonumber(ARGV[11 + q])) end
 end
-claimed[#claimed + 1] = {num_dropped, num_skipped}
+claimed[#claimed + 1] = {num_dropped, num_skipped, ids_left == 0 and 1 or 0, unpack(left_out)}
 return claimed

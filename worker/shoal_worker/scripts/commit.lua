@@ -5,7 +5,7 @@
 --            worker's last answers
 -- ARGV       RQ's prefix, worker name, id of this commit, then for each job: job id, execution id,
 --            queue, seconds its result is kept (0: say nothing), how it leaves ('back' to its queue,
---            with an 'end', or with an end that needs 'rq'), number of commands, and for each command
+--            with an 'end', with an end that needs 'rq', or 'gone': it runs anew), number of commands, and for each command
 --            its number of words and the words
 -- Returns    for each job: 1 where its commands ran, 0 where it was refused, 2 where it is ours but
 --            RQ's own functions must end it, be it that other jobs depend on it
@@ -29,7 +29,7 @@ while at <= #ARGV do
   local key = prefix .. ':job:' .. id
   local fields = redis.pcall('HMGET', key, 'status', 'worker_name')
   local answer = 0
-  if not fields.err and fields[1] == 'started' and fields[2] == worker
+  if way ~= 'gone' and not fields.err and fields[1] == 'started' and fields[2] == worker
     and redis.call('ZSCORE', prefix .. ':wip:' .. queue, composite) then
     local has_dependents = way == 'end' and redis.call('EXISTS', key .. ':dependents') == 1
     answer = (way == 'rq' or has_dependents) and 2 or 1
@@ -42,7 +42,13 @@ while at <= #ARGV do
     at = last_word + 1
   end
   if answer < 2 then redis.call('ZREM', KEYS[1], composite) end
-  if answer == 0 then clear(id, execution, queue) end
+  if answer == 0 then
+    clear(id, execution, queue)
+    -- RQ gives a cancelled job no end; its prompts would stay for ever.
+    if not fields.err and fields[1] == 'canceled' and redis.call('TTL', key) == -1 then
+      redis.call('EXPIRE', key, 86400)
+    end
+  end
   if answer == 1 and way == 'end' then
     redis.call('DEL', prefix .. ':shoal:cancel:' .. id)
     -- For a day after, whoever asks too late is told when the result went.

@@ -30,7 +30,7 @@ end
 for _, composite in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, max_jobs)) do
   local id, execution = string.match(composite, '^(.*):([^:]*)$')
   local key = prefix .. ':job:' .. (id or '')
-  local fields = redis.pcall('HMGET', key, 'status', 'origin', 'worker_name', 'enqueued_at')
+  local fields = redis.pcall('HMGET', key, 'status', 'origin', 'worker_name', 'enqueued_at', 'ttl')
   redis.call('ZREM', KEYS[1], composite)
   local queue = not fields.err and fields[2] or ''
   local wip = prefix .. ':wip:' .. queue
@@ -48,6 +48,9 @@ for _, composite in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LI
       redis.call('ZREM', wip, composite)
       redis.call('ZREM', prefix .. ':executions:' .. id, execution)
       redis.call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
+      -- Seconds that it may wait; the claim has taken its expiry away.
+      local ttl = tonumber(fields[5])
+      if ttl and ttl > 0 then redis.call('EXPIRE', key, ttl) end
       waiting[#waiting + 1] = {fields[4] or '', id, prefix .. ':queue:' .. queue}
       moved[#moved + 1] = {id, execution, queue, 'requeued'}
     end

@@ -19,7 +19,8 @@ from shoal.errors import ShoalError
 from shoal_worker.bench.ablate.processes import Spec
 from shoal_worker.bench.ablate.tokenising import TokenisingTrial
 from shoal_worker.bench.ablate.trial import ServingTrial
-from shoal_worker.bench.random_models import SHAPES, random_model
+from shoal_worker.bench.random_models import random_model
+from shoal_worker.bench.shapes import SHAPES
 from shoal_worker.engine.fingerprint import hardware
 from shoal_worker.engine.source import located
 

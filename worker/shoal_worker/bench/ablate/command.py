@@ -189,7 +189,7 @@ def _command(only: str | None, *, quick: bool, **options: str | None) -> str:
 def _draw(ledger: Ledger, path: Path) -> None:
     try:
         # Imported here: pictures are an extra of their own.
-        from shoal_worker.bench.ablate.picture import draw  # noqa: PLC0415
+        from shoal_worker.bench.ablate.picture import draw
     except ImportError:
         raise ShoalError('--picture needs matplotlib: pip install "shoal[bench]"') from None
     draw(ledger, path)

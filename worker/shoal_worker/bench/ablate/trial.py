@@ -29,10 +29,10 @@ from shoal_worker.bench.ablate.recompute import RecomputingEngine
 from shoal_worker.bench.ablate.schedules import WaveScheduler
 from shoal_worker.bench.ablate.slower_top_k import select_by
 from shoal_worker.bench.breakdown import synchronize
-from shoal_worker.bench.workloads import jobs
 from shoal_worker.engine import Engine
 from shoal_worker.engine.probe import probe
 from shoal_worker.events import RequestEnded
+from shoal_worker.in_process import jobs_of
 from shoal_worker.lanes import LaneSpec
 from shoal_worker.messages import FromEngine, JobDone, JobRefused, Observed
 from shoal_worker.scheduler import Decode, Prefill, Row
@@ -110,7 +110,7 @@ class ServingTrial:
 
     def run(self) -> Run:
         """The workload, all of it there from the beginning, to its last token."""
-        submitted = list(jobs(self._requests))
+        submitted = list(jobs_of(self._requests))
         results: dict[str, Any] = {}
         ended: list[RequestEnded] = []
         synchronize(self._device)

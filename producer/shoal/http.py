@@ -1,4 +1,4 @@
-"""The worker's small HTTP server: /metrics, /healthz and /readyz.
+"""The small HTTP server of a worker or exporter: /metrics, /healthz and /readyz.
 
 Owns the port and the answers' form. What is healthy or ready, and what is counted, it asks.
 """
@@ -27,7 +27,7 @@ STOP_POLL_S = 0.05
 CLIENT_TIMEOUT_S = 10.0
 PLAIN = "text/plain; charset=utf-8"
 
-log = logging.getLogger("shoal.worker")
+log = logging.getLogger("shoal.http")
 
 Check = Callable[[], str | None]
 
@@ -162,7 +162,7 @@ class _Connection(BaseHTTPRequestHandler):
         except Exception:
             # The edge of a request: a check that fails must not pass for a worker that is gone.
             log.exception("no answer could be made for %s", path)
-            return _Answer(500, b"internal error; the worker's log says more\n")
+            return _Answer(500, b"internal error; the log says more\n")
 
     def _send(self, answer: _Answer, *, with_body: bool) -> None:
         self.send_response(answer.status)
