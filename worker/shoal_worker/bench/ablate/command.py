@@ -25,6 +25,7 @@ from shoal_worker.bench.ablate.rounds import Say
 from shoal_worker.bench.ablate.rungs import rungs
 from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.bench.ablate.table import show
+from shoal_worker.bench.shapes import DEFAULT_SHAPE, SHAPES
 
 WATERFALL = "waterfall"
 _NAMES = [*(switch.name for switch in switches("float32")), WATERFALL]
@@ -32,7 +33,13 @@ _NAMES = [*(switch.name for switch in switches("float32")), WATERFALL]
 
 @click.command()
 @click.option("--model", help="Folder, hub id or `demo`; a model of random weights if not given.")
-@click.option("--shape", default="gpt2-small", show_default=True, help="Of the random weights.")
+@click.option(
+    "--shape",
+    type=click.Choice(list(SHAPES)),
+    default=DEFAULT_SHAPE,
+    show_default=True,
+    help="Of the random weights.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--quick", is_flag=True, help="A small workload: minutes instead of hours.")
 @click.option("--only", help=f"These alone, by commas: {', '.join(_NAMES)}.")
