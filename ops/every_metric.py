@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from shoal.bulk_runs import RunProgress
+from shoal.bulk.run_state import RunState
 from shoal.exporter import Reading, families
 from shoal.server_state import server_state
 from shoal.status import QueueState
@@ -29,7 +29,7 @@ def worker_families() -> list[Metric]:
 def exporter_families() -> list[Metric]:
     """All families of an exporter that sees a queue and a bulk run."""
     queue = QueueState("q", 0, None, {"failed": 0})
-    run = RunProgress("r", "out.jsonl", 0, 0, 1, 1.0)
+    run = RunState("r", "running", "out.jsonl", "q", 1, 0, 0, 1, 1.0, 1.0, eta_s=1.0)
     reading = Reading((queue,), {"q": 0}, (), (run,), server_state({}, 0.0))
     return list(families(reading, 0.0))
 

@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--name", default=None)
     parser.add_argument("--poll-s", type=float, default=0.005)
     parser.add_argument("--queues", default=None)
+    parser.add_argument("--max-in-flight", type=int, default=None)
     parser.add_argument("--child", action="store_true")
     options = vars(parser.parse_args())
     start = worker_with_child if options.pop("child") else scripted_worker

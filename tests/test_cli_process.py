@@ -200,3 +200,17 @@ def test_a_killed_command_takes_its_worker_with_it(
         process.kill()
         ended(process)
         wait_until(lambda: not client.redis.smembers("rq:workers"), "its worker has left")
+
+
+def test_a_secret_address_and_json_logs_do_not_confuse_a_worker_of_one_s_own(
+    redis_url: str, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    (tmp_path / "redis_url").write_text(redis_url)
+    write_prompts(tmp_path, 2)
+    environ |= {"SHOAL_REDIS_URL_FILE": str(tmp_path / "redis_url"), "SHOAL_LOG_FORMAT": "json"}
+    arguments = ("bulk", "in.txt", "-o", "out.jsonl", "--model", "toy", "--local-workers", "1")
+    code, _out, err = ended(start(*arguments, environ=environ, folder=tmp_path))
+
+    assert code == 0, err
+    assert json.loads(err.splitlines()[0])["message"] == "starting a worker for model toy"
+    assert num_rows(tmp_path) == 2

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.conftest import wait_until
 
+from shoal.bulk.run_state import STATE_TTL_S, RunState, save_commands, state_key
 from shoal.exporter import NAMES, RUN_ROWS, QueueCollector
 from shoal.server_state import server_state
 from shoal.waiting import MAX_LOOKED_AT, estimate, requests_of
@@ -160,24 +162,17 @@ def test_workers_are_counted_by_state_and_a_silent_one_is_gone(
     assert exporter.value("workers", state="starting") == 1
 
 
-def tell_of_run(client: redis.Redis, run: str, **fields: object) -> None:
-    client.zadd("rq:shoal:bulk:runs", {run: 1e10})
-    if fields:
-        client.hset(f"rq:shoal:bulk:{run}", mapping=fields)  # type: ignore[arg-type]
+def tell_of_run(client: redis.Redis, run_id: str, status: str, age_s: float = 0.0) -> None:
+    state = RunState(run_id, status, "out.jsonl", "shoal-bulk", 100, 40, 3, 1, 9.0, 9.0, eta_s=12.5)
+    for command in save_commands(state, time.time()):
+        client.execute_command(*command)
+    client.pexpire(state_key(run_id), int(1000 * (STATE_TTL_S - age_s)))
 
 
 def test_a_bulk_run_tells_its_rows_and_when_it_ends(
     client: redis.Redis, exporter: Exporter
 ) -> None:
-    tell_of_run(
-        *(client, "r1"),
-        status="running",
-        output="out.jsonl",
-        rows_total=100,
-        rows_done=40,
-        rows_failed=3,
-        eta_s=12.5,
-    )
+    tell_of_run(client, "r1", "running")
 
     of_run = {"run": "r1", "output": "out.jsonl"}
     rows = {s: exporter.value("bulk_run_rows", state=s, **of_run) for s in RUN_ROWS}
@@ -185,22 +180,16 @@ def test_a_bulk_run_tells_its_rows_and_when_it_ends(
     assert exporter.value("bulk_run_eta_seconds", **of_run) == 12.5
 
 
-def test_a_run_that_has_ended_or_is_not_understood_has_no_end_to_wait_for(
+def test_a_run_that_does_not_run_has_no_end_to_wait_for(
     client: redis.Redis, exporter: Exporter
 ) -> None:
-    tell_of_run(client, "ended", status="complete", rows_total=9, rows_done=9, eta_s=1)
-    tell_of_run(client, "gone")
-    tell_of_run(client, "strange", rows_total="many", rows_done=1)
-    client.set("rq:shoal:bulk:wrong", "no hash")
-    tell_of_run(client, "wrong")
+    tell_of_run(client, "ended", "interrupted")
+    tell_of_run(client, "killed", "running", age_s=120)
 
-    runs = {
-        (name, dict(labels)["run"])
-        for name, labels in exporter.values()
-        if name.startswith("bulk_run")
-    }
+    found = [(name, dict(labels).get("run")) for name, labels in exporter.values()]
 
-    assert runs == {("bulk_run_rows", "ended")}
+    assert found.count(("bulk_run_rows", "ended")) == len(RUN_ROWS)
+    assert "bulk_run_eta_seconds" not in {name for name, _ in found}
 
 
 def test_looking_reaps_nothing(client: redis.Redis, exporter: Exporter) -> None:

@@ -18,16 +18,17 @@ import redis
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shoal.bulk_runs import RunProgress, read_bulk_runs
+from shoal.bulk.run_state import RunState
 from shoal.errors import ShoalError
 from shoal.redis_url import connect, redis_errors
 from shoal.server_state import ServerState, read_server_state, server_state
-from shoal.status import QueueState, WorkerState, read_queues_and_workers
+from shoal.status import QueueState, WorkerState, read_queues_and_workers, read_runs
 from shoal.waiting import read_waiting_requests
 
 PREFIX = "shoal_"
 WORKER_STATES = ("starting", "idle", "busy", "suspended", "gone")
 RUN_ROWS = ("done", "failed", "waiting")
+MAX_RUNS = 50  # The newest: each is a few series, and leaves an hour after it last told of itself.
 GONE_S = 30.0  # A worker of ours beats every second; clocks of hosts may differ by a few.
 READ_TIMEOUT_S = 2.0  # A scrape has ten seconds.
 
@@ -47,7 +48,7 @@ class Reading:
     queues: tuple[QueueState, ...]
     waiting_requests: Mapping[str, int]
     workers: tuple[WorkerState, ...]
-    runs: tuple[RunProgress, ...] = ()
+    runs: tuple[RunState, ...] = ()
     server: ServerState | None = None
     took_s: float = 0.0
 
@@ -114,7 +115,7 @@ def read(client: redis.Redis) -> Reading:
     started_s = time.monotonic()
     queues, workers, now_s = read_queues_and_workers(client)
     waiting = read_waiting_requests(client, {queue.name: queue.depth for queue in queues})
-    runs = read_bulk_runs(client)
+    runs = read_runs(client)[-MAX_RUNS:]
     try:
         server = read_server_state(client, now_s)
     except redis.exceptions.NoPermissionError:
@@ -185,7 +186,7 @@ def _state(worker: WorkerState) -> str:
     return "starting" if worker.state == "started" else worker.state
 
 
-def _run_families(runs: Iterable[RunProgress]) -> Iterator[Metric]:
+def _run_families(runs: Iterable[RunState]) -> Iterator[Metric]:
     rows = GaugeMetricFamily(
         f"{PREFIX}bulk_run_rows",
         "Input rows of a bulk run by what became of them.",
@@ -197,10 +198,15 @@ def _run_families(runs: Iterable[RunProgress]) -> Iterator[Metric]:
         labels=("run", "output"),
     )
     for run in runs:
-        for state, number in zip(RUN_ROWS, (run.done, run.failed, run.waiting), strict=True):
-            rows.add_metric([run.run, run.output, state], number)
-        if run.eta_s is not None:
-            eta.add_metric([run.run, run.output], run.eta_s)
+        numbers = (
+            run.rows_done - run.rows_failed,
+            run.rows_failed,
+            run.rows_total - run.rows_done,
+        )
+        for state, number in zip(RUN_ROWS, numbers, strict=True):
+            rows.add_metric([run.run_id, run.output, state], number)
+        if run.eta_s is not None and run.status == "running" and not run.is_stale:
+            eta.add_metric([run.run_id, run.output], run.eta_s)
     yield from (rows, eta)
 
 

@@ -55,8 +55,8 @@ class JobQueue:
     """The jobs of one Redis. Safe to share between threads.
 
     Args:
-        redis_url: redis://, rediss:// or unix://. None takes SHOAL_REDIS_URL, then REDIS_URL, then
-            the embedded Redis of this user.
+        redis_url: redis://, rediss://, unix:// or redis+sentinel://. None takes SHOAL_REDIS_URL,
+            the file that SHOAL_REDIS_URL_FILE names, REDIS_URL, or the embedded Redis of this user.
         max_queued_jobs: `send` raises QueueFull while a queue holds so many jobs. None: no limit.
 
     Raises:

@@ -147,7 +147,7 @@ def connect(
     """A client of the Redis at `url`, which has answered a PING.
 
     Args:
-        url: a redis://, rediss:// or unix:// URL; options in it win over the ones here.
+        url: a redis://, rediss://, unix:// or sentinel URL; options in it win over the ones here.
         socket_timeout_s: limit for connecting, and for the wait for each reply.
         retries: how often a command is sent again after a lost connection or a time-out, with
             exponential back-off. 0 gives a client that never sends a command twice by itself,

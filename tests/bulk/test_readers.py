@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -247,11 +248,11 @@ def test_inputs_of_other_kinds_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "is_table", "found"),
     [
-        (b'{"prompt": "a"}\n', False, "input.jsonl"),
-        (b"a prompt\n", False, "input.txt"),
-        (b"question,label\n", True, "input.csv"),
-        (gzip.compress(b"a prompt\n"), False, "input.txt.gz"),
-        (b"", False, "input.txt"),
+        (b'{"prompt": "a"}\n', False, ".jsonl"),
+        (b"a prompt\n", False, ".txt"),
+        (b"question,label\n", True, ".csv"),
+        (gzip.compress(b"a prompt\n"), False, ".txt.gz"),
+        (b"", False, ".txt"),
     ],
 )
 def test_standard_input_is_kept_as_what_it_is(
@@ -259,9 +260,9 @@ def test_standard_input_is_kept_as_what_it_is(
 ) -> None:
     path = spool(tmp_path, is_table=is_table, stream=io.BytesIO(content))
 
-    assert path.name == found
+    assert path.name == f"input-{sha256(content).hexdigest()[:16]}{found}"
     assert path.read_bytes() == content
-    assert [one.name for one in tmp_path.iterdir()] == [found]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_standard_input_that_brings_nothing_leaves_what_was_kept(tmp_path: Path) -> None:
@@ -269,8 +270,7 @@ def test_standard_input_that_brings_nothing_leaves_what_was_kept(tmp_path: Path)
 
     assert spool(tmp_path, is_table=False, stream=io.BytesIO(b"")) == kept
     assert kept.read_bytes() == b"a prompt\n"
-    other = spool(tmp_path, is_table=False, stream=io.BytesIO(b"{}\n"))
-    assert [one.name for one in tmp_path.iterdir()] == [other.name]
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_prompt_too_long_to_be_sent_is_cut_skipped_or_an_error(tmp_path: Path) -> None:

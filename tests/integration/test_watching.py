@@ -121,7 +121,6 @@ def _everything_goes_wrong(
             assert run.wait(60) in (0, 3), "the bulk run ends"
         finally:
             run.kill()
-    _tell_of_a_run(there)
 
 
 def _faults(
@@ -190,22 +189,6 @@ def _delete_a_job(client: Client, redis_client: redis.Redis) -> None:
 
 def _cut(redis_client: redis.Redis) -> None:
     redis_client.client_kill_filter(_type="normal", skipme=True)
-
-
-def _tell_of_a_run(there: RedisServer) -> None:
-    """What a bulk run tells of itself, where it does not do so yet."""
-    with there.client() as redis_client:
-        if not redis_client.exists("rq:shoal:bulk:runs"):
-            fields: dict[Any, Any] = {
-                "status": "running",
-                "output": "out.jsonl",
-                "rows_total": 160,
-                "rows_done": 90,
-                "rows_failed": 2,
-                "eta_s": 12.5,
-            }
-            redis_client.hset("rq:shoal:bulk:stand-in", mapping=fields)
-            redis_client.zadd("rq:shoal:bulk:runs", {"stand-in": time.time() + 3600})
 
 
 @pytest.mark.server

@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -193,6 +195,17 @@ def test_an_exporter_reads_everything_it_tells(guarded: Guarded) -> None:
     assert "shoal_redis_memory_max_bytes 2.147483648e+09" in text
     assert "shoal_redis_aof_enabled 1.0" in text
     assert guarded.denials() == set()
+
+
+def test_a_worker_may_run_every_command_of_its_scripts() -> None:
+    scripts = files("shoal_worker").joinpath("scripts").iterdir()
+    text = "".join(script.read_text() for script in scripts)
+    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'", text))
+    [block] = re.findall(r"^user worker (.*?)\n\n", (REDIS / "users.acl").read_text(), re.M | re.S)
+    granted = {word[1:].upper() for word in block.split() if word.startswith("+")}
+
+    assert len(used) > 20
+    assert used <= granted, used - granted
 
 
 DENIED = [

@@ -6,8 +6,9 @@ Owns which output and which lines a plan asks for. Nothing is changed here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from shoal.bulk.card import write_card
 from shoal.bulk.folder import RunFolder
@@ -21,6 +22,7 @@ from shoal.bulk.readers import Survey, input_format, read_rows, survey
 from shoal.bulk.resume import Written, join
 from shoal.bulk.rows import Row
 from shoal.bulk.shards import Shards
+from shoal.bulk.streams import kept_inputs, spool
 from shoal.validation import parse
 from shoal.wire import SamplingParams
 
@@ -41,6 +43,28 @@ class Opened:
     written: Written
     rows: Iterator[Row]
     replaced: str | None = None
+
+
+def open_with_input(plan: Plan) -> tuple[Plan, Opened]:
+    """`open_run`, with standard input kept as a file first: the plan then names that.
+
+    What is refused is not kept, and takes nothing's place.
+    """
+    if str(plan.source) != "-":
+        return plan, open_run(plan)
+    folder = RunFolder(plan.output).path
+    before = kept_inputs(folder)
+    plan = replace(plan, source=spool(folder, is_table=not plan.fields.are_default))
+    try:
+        opened = open_run(plan)
+    except BaseException:
+        if plan.source not in before:
+            plan.source.unlink()
+        raise
+    for path in before:
+        if path != plan.source:
+            path.unlink()
+    return plan, opened
 
 
 def open_run(plan: Plan) -> Opened:
@@ -119,3 +143,17 @@ def _write_card(folder: RunFolder, num_rows: int) -> None:
     manifest = load(folder.manifest)
     assert manifest is not None, "a run saves its manifest before it ends"
     write_card(folder.output, manifest, num_rows)
+
+
+def stock_of(written: Written, output: Output, *, complete: bool) -> dict[str, Any]:
+    """What a manifest says of how far its run has come."""
+    return {
+        "rows_done": written.rows,
+        "rows_failed": written.rows_failed,
+        "rows_skipped": written.rows_skipped,
+        "completions": written.completions,
+        "complete": complete,
+        "output_bytes": output.size(),
+        "rows_sha256": written.sha256.hexdigest(),
+        "file_sha256": output.sha256() if complete else None,
+    }

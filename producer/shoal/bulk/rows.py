@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shoal.bulk.fields import Fields, Kind
@@ -95,6 +95,17 @@ def failed_row(
     """A row that cannot be generated from, and why."""
     result_error = ResultError(code="invalid_request", message=str(error))
     return FailedRow(place, row_id, source, result_error)
+
+
+def refused_row(row: InputRow, error: ResultError, attempts: int, *, skips_long: bool) -> FailedRow:
+    """A row that was answered with an error, after so many attempts of this run."""
+    if error.code == "prompt_too_long" and skips_long:
+        error = error.model_copy(update={"code": SKIPPED})
+    if error.code == "model_mismatch" and row.request.model is not None:
+        text = f"{error.message}; --ignore-model takes whatever is served"
+        error = error.model_copy(update={"message": text})
+    place = replace(row.place, attempts=row.place.attempts + attempts)
+    return FailedRow(place, row.id, row.source, error)
 
 
 def error_line(row: FailedRow) -> bytes:

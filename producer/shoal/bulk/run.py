@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 from shoal.bulk.append_file import is_disk_full
 from shoal.bulk.folder import RunFolder
-from shoal.bulk.opening import Opened, open_run
+from shoal.bulk.opening import Opened, open_run, open_with_input, stock_of
 from shoal.bulk.packing import PendingRow, job_sequences
 from shoal.bulk.plan import Limits, Plan, Progress, Received, Workers
-from shoal.bulk.rows import SKIPPED, FailedRow, InputRow
-from shoal.bulk.streams import spool
+from shoal.bulk.rows import FailedRow, InputRow, refused_row
 from shoal.bulk.window import Window, take_back
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
@@ -79,12 +78,8 @@ class BulkRun:
         Raises:
             OutputLocked: another run has it. InvalidRequest: as `begin`.
         """
-        folder = RunFolder(plan.output)
-        with folder.locked():
-            if str(plan.source) == "-":
-                is_table = not plan.fields.are_default
-                plan = replace(plan, source=spool(folder.path, is_table=is_table))
-            yield cls.begin(plan)
+        with RunFolder(plan.output).locked():
+            yield cls(*open_with_input(plan))
 
     @classmethod
     def begin(cls, plan: Plan) -> BulkRun:
@@ -315,14 +310,8 @@ class BulkRun:
     ) -> tuple[InputRow, Any] | FailedRow:
         row = pending.row
         if result.error is not None:
-            place = replace(row.place, attempts=row.place.attempts + pending.attempts)
-            error = result.error
-            if error.code == "prompt_too_long" and self.plan.on_long == "skip":
-                error = error.model_copy(update={"code": SKIPPED})
-            if error.code == "model_mismatch" and row.request.model is not None:
-                text = f"{error.message}; --ignore-model takes whatever is served"
-                error = error.model_copy(update={"message": text})
-            return FailedRow(place, row.id, row.source, error)
+            skips_long = self.plan.on_long == "skip"
+            return refused_row(row, result.error, pending.attempts, skips_long=skips_long)
         self._received.add(result)
         self.num_truncated += result.truncated_tokens > 0
         self.fingerprints.add(result.fingerprint)
@@ -339,15 +328,5 @@ class BulkRun:
         self._durable_positions = self._written.positions
 
     def _take_stock(self, *, complete: bool) -> None:
-        written = self._written
-        update = {
-            "rows_done": written.rows,
-            "rows_failed": written.rows_failed,
-            "rows_skipped": written.rows_skipped,
-            "completions": written.completions,
-            "complete": complete,
-            "output_bytes": self._output.size(),
-            "rows_sha256": written.sha256.hexdigest(),
-            "file_sha256": self._output.sha256() if complete else None,
-        }
-        self.manifest = self.manifest.model_copy(update=update)
+        stock = stock_of(self._written, self._output, complete=complete)
+        self.manifest = self.manifest.model_copy(update=stock)

@@ -6,6 +6,7 @@ Owns opening and the lines of what was opened; memory does not grow with either.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import sys
@@ -99,20 +100,20 @@ def shown(line: Line) -> str:
 def spool(folder: Path, *, is_table: bool, stream: IO[bytes] | None = None) -> Path:
     """Standard input as a file in `folder`, so that it can be digested, read again and resumed.
 
-    Its format follows from how it begins: a magic number, or `{` for JSON lines. If nothing comes
-    and an earlier run has kept its own, that one is taken.
+    Its format follows from how it begins: a magic number, or `{` for JSON lines. Its name follows
+    from its content. If nothing comes and an earlier run has kept its own, that one is taken.
 
     Args:
         is_table: whether what is no JSON has columns (CSV) rather than a prompt a line.
     """
-    kept = [path for path in folder.glob("input.*") if path.suffix != ".new"]
-    beside = folder / "input.new"
+    kept = kept_inputs(folder)
     source: Any = stream or sys.stdin.buffer
+    beside, digest = folder / "stdin.new", hashlib.sha256()
     with beside.open("wb") as file:
-        start = source.read(_CHUNK_BYTES)
-        chunk = start
+        start = chunk = source.read(_CHUNK_BYTES)
         while chunk:
             file.write(chunk)
+            digest.update(chunk)
             chunk = source.read(_CHUNK_BYTES)
         file.flush()
         os.fsync(file.fileno())
@@ -120,12 +121,16 @@ def spool(folder: Path, *, is_table: bool, stream: IO[bytes] | None = None) -> P
         beside.unlink()
         return kept[0]
     compression = next((s for magic, s in _MAGICS.items() if start.startswith(magic)), "")
-    packed = beside.rename(folder / f"input.raw{compression}")
+    packed = beside.rename(folder / f"stdin.raw{compression}")
     with opened(packed) as content:
         first = content.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
-    for path in kept:
-        path.unlink(missing_ok=True)
-    return packed.rename(folder / f"input{_suffix(first, is_table=is_table)}{compression}")
+    name = f"input-{digest.hexdigest()[:16]}{_suffix(first, is_table=is_table)}{compression}"
+    return packed.rename(folder / name)
+
+
+def kept_inputs(folder: Path) -> list[Path]:
+    """What was kept of standard input, by this run or an earlier one."""
+    return sorted(folder.glob("input-*"))
 
 
 def _suffix(first: bytes, *, is_table: bool) -> str:

@@ -211,6 +211,7 @@ def _generate(
             )
         finally:
             report.end(ending or "failed")
+            _tell_full_disk(run, told)
         return ending
 
 

@@ -39,8 +39,9 @@ def common_options(command: Decorated) -> Decorated:
             "--redis",
             "redis_url",
             metavar="URL",
-            help="redis://, rediss:// or unix:// address; then SHOAL_REDIS_URL, REDIS_URL, and "
-            "last an embedded Redis.",
+            help="redis://, rediss://, unix:// or redis+sentinel:// address; then "
+            "SHOAL_REDIS_URL, the file that SHOAL_REDIS_URL_FILE names, REDIS_URL, and last an "
+            "embedded Redis.",
         ),
     ):
         command = option(command)

@@ -28,6 +28,8 @@ from shoal.wire import QUEUES
 WATCH_INTERVAL_S = 2.0
 TURN_S = 0.2  # Well over the time between a last commit and what the worker says after it.
 
+RUN = "this run is"
+ADVICE = "--mixed lets any worker go on, and --overwrite starts anew"
 NO_MODEL = (
     "there is no model to start a worker with: name a folder or hub id with --model (or "
     "SHOAL_MODEL), or try --model demo, the small one that comes with Shoal"
@@ -145,7 +147,7 @@ class Serving:
         if time.monotonic() - self._watched_s >= WATCH_INTERVAL_S:
             self._look()
 
-    def require_kind(self, fingerprint: str | None) -> None:
+    def require_kind(self, fingerprint: str | None, what: str = RUN, advice: str = ADVICE) -> None:
         """Say, once, if the queue is served, and by no worker of the kind that work is bound to.
 
         Raises:
@@ -156,10 +158,9 @@ class Serving:
         if fingerprint is None or not kinds or kinds & {None, fingerprint}:
             return
         text = (
-            f"this run is bound to workers of fingerprint {fingerprint}, and no living worker of "
+            f"{what} bound to workers of fingerprint {fingerprint}, and no living worker of "
             f"{self._queue} has it (there: {', '.join(sorted(map(str, kinds)))})"
         )
-        advice = "--mixed lets any worker go on, and --overwrite starts anew"
         if self._local and self._client.is_embedded:
             raise ShoalError(f"{text}; {advice}")
         if not self._has_told_kind:

@@ -117,7 +117,11 @@ def _check(
 ) -> Ending:
     def on_turn() -> None:
         serving.watch()
-        serving.require_kind(verification.fingerprint)
+        serving.require_kind(
+            verification.fingerprint,
+            "these rows are",
+            "--mixed lets any worker make them again, to see whether kinds differ",
+        )
 
     return verification.run(
         client,
