@@ -31,6 +31,7 @@ LOAD = replace(
     new_tokens=(2, 5),
     mean_new_tokens=3,
     num_texts=20,
+    lone_prompts=2,
 )
 ALL = switches("float32")
 # Compiling takes as long as all the others together.

@@ -11,7 +11,8 @@
     slower_top_k.py, recompute.py, schedules.py, python_bpe.py    more of them
     trial.py, tokenising.py   one arm at work in this process; launches.py counts what it does
     processes.py   each arm in a process of its own, where child.py answers
-    measure.py     interleaved pairs of two processes; claims.py sets claims beside them
+    neighbours.py  whether other processes disturbed a run
+    rounds.py      processes in turn; measure.py makes rows of it, claims.py sets claims beside
     table.py, markdown.py, picture.py    the ledger, shown
     command.py     the command
 

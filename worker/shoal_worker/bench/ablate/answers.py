@@ -17,10 +17,12 @@ class Run:
 
     Attributes:
         completions: token ids of each request, in order.
+        others_ratio: share of the CPU that other processes used meanwhile.
     """
 
     metrics: Metrics
     completions: list[tuple[int, ...]] = field(default_factory=list)
+    others_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from shoal.errors import ShoalError
 from shoal_worker.bench.ablate.processes import Spec
 from shoal_worker.bench.ablate.tokenising import TokenisingTrial
 from shoal_worker.bench.ablate.trial import ServingTrial
-from shoal_worker.bench.random_models import random_model
-from shoal_worker.bench.shapes import SHAPES
+from shoal_worker.bench.random_models import save_random_model
 from shoal_worker.engine.fingerprint import hardware
 from shoal_worker.engine.source import located
 
@@ -54,8 +54,8 @@ def _load_trial(spec: Spec, stack: ExitStack) -> tuple[float, ServingTrial | Tok
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ShoalError(f"model {spec.tokenizer!r} has no fast tokenizer")
         return 0.0, TokenisingTrial(tokenizer, spec.load.texts(), spec.arm.tokenising)
-    warm_up = spec.kind == "serving"
-    trial = ServingTrial(spec.model, spec.device, spec.arm, spec.load, stack, warm_up=warm_up)
+    # The first round warms up what the workload needs; lanes have many more shapes than that.
+    trial = ServingTrial(spec.model, spec.device, spec.arm, spec.load, stack, warm_up=False)
     # As a worker's engine process does it.
     gc.collect()
     gc.freeze()
@@ -64,11 +64,9 @@ def _load_trial(spec: Spec, stack: ExitStack) -> tuple[float, ServingTrial | Tok
 
 def _write_model(argument: tuple[str, str], _: ExitStack) -> tuple[None, None]:
     shape, folder = argument
-    if shape not in SHAPES:
-        raise ShoalError(f"--shape {shape!r} is not one of {', '.join(SHAPES)}")
-    loaded = random_model(shape, "cpu")
-    loaded.model.save_pretrained(Path(folder))
-    loaded.tokenizer.save_pretrained(folder)
+    # It would draw over whatever shows how the measuring goes.
+    disable_progress_bar()
+    save_random_model(shape, Path(folder))
     return None, None
 
 

@@ -6,24 +6,26 @@ import datetime as dt
 import shlex
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.status import Status
 
 from shoal.errors import InvalidRequest, ShoalError
 from shoal_worker.bench.ablate.arms import DEFAULT
 from shoal_worker.bench.ablate.ledger import Header, Ledger, Row, RungRow, read_ledger
 from shoal_worker.bench.ablate.load import LOADS
 from shoal_worker.bench.ablate.markdown import as_markdown
-from shoal_worker.bench.ablate.measure import Measurements, Say
+from shoal_worker.bench.ablate.measure import Measurements
 from shoal_worker.bench.ablate.processes import Spec, surroundings, write_model
+from shoal_worker.bench.ablate.rounds import Say
 from shoal_worker.bench.ablate.rungs import rungs
 from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.bench.ablate.table import show
-from shoal_worker.bench.shapes import DEFAULT_SHAPE
+from shoal_worker.bench.shapes import DEFAULT_SHAPE, SHAPES
 
 WATERFALL = "waterfall"
 _NAMES = [*(switch.name for switch in switches("float32")), WATERFALL]
@@ -31,7 +33,13 @@ _NAMES = [*(switch.name for switch in switches("float32")), WATERFALL]
 
 @click.command()
 @click.option("--model", help="Folder, hub id or `demo`; a model of random weights if not given.")
-@click.option("--shape", default=DEFAULT_SHAPE, show_default=True, help="Of the random weights.")
+@click.option(
+    "--shape",
+    type=click.Choice(list(SHAPES)),
+    default=DEFAULT_SHAPE,
+    show_default=True,
+    help="Of the random weights.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--quick", is_flag=True, help="A small workload: minutes instead of hours.")
 @click.option("--only", help=f"These alone, by commas: {', '.join(_NAMES)}.")
@@ -64,9 +72,12 @@ def ablate(
             raise click.UsageError("--show needs the --ledger that it is to show")
         ledger = read_ledger(ledger_path)
     else:
-        ledger = _measured(ledger_path, **options)
-        if ledger_path is not None:
-            ledger_path.write_text(ledger.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        before = read_ledger(ledger_path) if ledger_path and ledger_path.exists() else None
+        # Written after every group: what was measured before an interruption is not lost.
+        for found in _measured(**options):
+            ledger = found if before is None else before.with_rows(found, _NAMES)
+            if ledger_path is not None:
+                ledger_path.write_text(ledger.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if picture is not None:
         _draw(ledger, picture)
     if markdown is not None:
@@ -79,19 +90,18 @@ def ablate(
 
 
 def _measured(
-    ledger_path: Path | None,
     *,
     model: str | None,
     shape: str,
     device: str,
     quick: bool,
     only: str | None,
-) -> Ledger:
-    """What is measured now, together with what the ledger holds."""
+) -> Iterator[Ledger]:
+    """What has been measured so far, again and again, and all of it at last."""
     chosen = _chosen(only)
-    before = read_ledger(ledger_path) if ledger_path is not None and ledger_path.exists() else None
-    console = Console(stderr=True)
-    with console.status("starting") as status, _model(model, shape, status.update) as name:
+    with Console(stderr=True).status("starting") as status, ExitStack() as stack:
+        say = _saying(status)
+        name = stack.enter_context(_model(model, shape, say))
         found = surroundings(device)
         load = LOADS[found["device"], quick]
         spec = Spec(
@@ -103,7 +113,7 @@ def _measured(
             load=load,
             kind="serving",
         )
-        with Measurements(spec, status.update) as measurements:
+        with Measurements(spec, say) as measurements:
             facts = measurements.default_facts()
             header = Header(
                 **found,
@@ -112,28 +122,42 @@ def _measured(
                 load=load.described(),
                 quick=quick,
             )
-            rows, climbed, not_here = _all_rows(measurements, header, chosen)
-    command = _command(only, quick=quick, model=model, shape=None if model else shape)
-    ledger = Ledger(
-        header=header, commands=[command], rows=rows, waterfall=climbed, not_here=not_here
-    )
-    return ledger if before is None else before.with_rows(ledger, _NAMES)
+            command = _command(only, quick=quick, model=model, shape=None if model else shape)
+            for rows, climbed, not_here in _all_rows(measurements, header, chosen):
+                yield Ledger(
+                    header=header,
+                    commands=[command],
+                    rows=rows,
+                    waterfall=climbed,
+                    not_here=not_here,
+                )
 
 
 def _all_rows(
     measurements: Measurements, header: Header, chosen: list[str]
-) -> tuple[list[Row], list[RungRow], dict[str, str]]:
+) -> Iterator[tuple[list[Row], list[RungRow], dict[str, str]]]:
+    """Rows so far, and a waterfall only when it is whole."""
     on_gpu = header.device == "cuda"
-    rows, not_here = [], {}
-    for switch in switches(header.dtype):
-        if switch.name not in chosen:
-            continue
-        if switch.needs_gpu and not on_gpu:
-            not_here[switch.title] = "it needs a GPU"
-            continue
-        rows.append(measurements.row(switch))
+    wanted = [switch for switch in switches(header.dtype) if switch.name in chosen]
+    here = [switch for switch in wanted if on_gpu or not switch.needs_gpu]
+    not_here = {switch.title: "it needs a GPU" for switch in wanted if switch not in here}
+    rows: list[Row] = []
+    for row in measurements.rows(here):
+        rows = sorted([*rows, row], key=lambda row: _NAMES.index(row.name))
+        yield rows, [], not_here
     climbed = rungs(on_gpu=on_gpu) if WATERFALL in chosen else []
-    return rows, [measurements.rung(rung) for rung in climbed], not_here
+    yield rows, list(measurements.rungs(climbed)), not_here
+
+
+def _saying(status: Status) -> Say:
+    """Shows what goes on; a line each, with the time, where no terminal shows it in place."""
+
+    def say(text: str) -> None:
+        status.update(text)
+        if not status.console.is_terminal:
+            click.echo(f"{dt.datetime.now(dt.UTC):%H:%M:%S} {text}", err=True)
+
+    return say
 
 
 def _chosen(only: str | None) -> list[str]:

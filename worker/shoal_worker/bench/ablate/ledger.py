@@ -168,7 +168,7 @@ class Ledger(_Record):
         rows = {row.name: row for row in (*self.rows, *other.rows)}
         return Ledger(
             header=self.header,
-            commands=[*self.commands, *other.commands],
+            commands=list(dict.fromkeys((*self.commands, *other.commands))),
             rows=sorted(rows.values(), key=lambda row: order.index(row.name)),
             waterfall=other.waterfall or self.waterfall,
             not_here=self.not_here | other.not_here,

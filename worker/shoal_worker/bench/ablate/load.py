@@ -26,7 +26,8 @@ class Load:
         lone_prompts: of the prompts, for arms that run one at a time.
         prompt_tokens, new_tokens: least and most; new tokens are exponential between them.
         num_texts: paragraphs to tokenise.
-        min_pairs: even where they take longer than `budget_s`; max_pairs ends it before.
+        min_pairs: even where an arm's take longer than `budget_s`; it has no more than max_pairs.
+        together: switches measured in the same rounds, each arm a process with its own memory.
         fresh_pairs: of processes that only load the model.
     """
 
@@ -42,6 +43,7 @@ class Load:
     max_pairs: int
     fresh_pairs: int
     budget_s: float
+    together: int
 
     def requests(self, arm: Arm, vocab_size: int) -> list[GenerationRequest]:
         """The prompts of an arm; those of two arms are equal as far as they go."""
@@ -105,16 +107,17 @@ LOADS = {
     ("cpu", True): Load(
         slots=4,
         short_len=64,
-        num_prompts=8,
-        lone_prompts=2,
+        num_prompts=6,
+        lone_prompts=1,
         prompt_tokens=(8, 32),
-        new_tokens=(4, 32),
-        mean_new_tokens=12,
+        new_tokens=(3, 12),
+        mean_new_tokens=6,
         num_texts=400,
         min_pairs=3,
         max_pairs=6,
         fresh_pairs=3,
-        budget_s=18,
+        budget_s=9,
+        together=5,
     ),
     ("cpu", False): Load(
         slots=32,
@@ -128,7 +131,8 @@ LOADS = {
         min_pairs=3,
         max_pairs=10,
         fresh_pairs=6,
-        budget_s=600,
+        budget_s=300,
+        together=4,
     ),
     ("cuda", True): Load(
         slots=128,
@@ -142,7 +146,8 @@ LOADS = {
         min_pairs=3,
         max_pairs=6,
         fresh_pairs=3,
-        budget_s=12,
+        budget_s=6,
+        together=2,
     ),
     ("cuda", False): Load(
         slots=512,
@@ -156,6 +161,7 @@ LOADS = {
         min_pairs=3,
         max_pairs=10,
         fresh_pairs=4,
-        budget_s=20,
+        budget_s=10,
+        together=1,
     ),
 }

@@ -1,30 +1,41 @@
-"""Interleaved pairs: two processes asked in turn, and what came of it as a row."""
+"""Switches and rungs measured: which processes run in which rounds, and what came of it as rows."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from statistics import median
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from shoal_worker.bench.ablate.answers import difference
+from shoal_worker.bench.ablate.answers import Run, difference
 from shoal_worker.bench.ablate.arms import DEFAULT, Arm
 from shoal_worker.bench.ablate.claims import claim_rows
 from shoal_worker.bench.ablate.ledger import MAIN_METRIC, Output, Reading, Row, RungRow
-from shoal_worker.bench.ablate.processes import Spec, TrialProcess, trial_process
+from shoal_worker.bench.ablate.processes import Question, Spec, TrialProcess, trial_process
 from shoal_worker.bench.ablate.ratios import paired_ratio
+from shoal_worker.bench.ablate.rounds import Say, in_rounds
 from shoal_worker.bench.ablate.rungs import Rung
-from shoal_worker.bench.ablate.switches import Switch
+from shoal_worker.bench.ablate.switches import Kind, Switch
 
-Say = Callable[[str], None]
-Values = dict[str, list[tuple[float, float]]]
-_LITTLE_S = 4.0
+Pairs = list[tuple[float, float]]
+_OTHER_DRAWS = frozenset({"scatter", "mask"})
+
+
+class _Side(NamedTuple):
+    """One arm of a switch; the control's second is the same arm in a process of its own."""
+
+    arm: Arm
+    kind: Kind
+    number: int = 0
+
+
+_DEFAULT_SIDE = _Side(DEFAULT, "serving")
 
 
 class Measurements:
-    """Measures rows; keeps the default's process for as long as it is open.
+    """Measures rows; keeps the default's process, and what it has said, for as long as it is open.
 
     Args:
         spec: model, device and load; its arm and kind are each row's own.
@@ -35,7 +46,7 @@ class Measurements:
         self._spec = spec
         self._say = say
         self._kept = ExitStack()
-        self._default: TrialProcess | None = None
+        self._default: _Asked | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -48,100 +59,131 @@ class Measurements:
         facts: dict[str, str] = self._default_process().ask("facts")
         return facts
 
-    def row(self, switch: Switch) -> Row:
-        """Measure one switch."""
-        self._say(switch.title)
-        if switch.kind == "loading":
-            return self._loading_row(switch)
+    def rows(self, switches: Sequence[Switch]) -> Iterator[Row]:
+        """Measure them, several in the same rounds."""
+        yield from (self._loading_row(s) for s in switches if s.kind == "loading")
+        for kind in ("tokenising", "serving"):
+            rest = iter([switch for switch in switches if switch.kind == kind])
+            while group := list(islice(rest, self._spec.load.together)):
+                yield from self._group(group)
+
+    def rungs(self, rungs: Sequence[Rung]) -> Iterator[RungRow]:
+        """Measure rungs next to the default, which is the last of them."""
+        rest = iter(rungs)
+        while group := list(islice(rest, self._spec.load.together)):
+            sides = [_Side(rung.arm, "serving") for rung in group]
+            with ExitStack() as stack:
+                asked = self._all_asked([*sides, _DEFAULT_SIDE], stack)
+                runs = in_rounds(asked, self._spec.load, self._saying(rung.title for rung in group))
+            for rung, side in zip(group, sides, strict=True):
+                reading = _reading(_pairs(runs[side], runs[_DEFAULT_SIDE], "tokens_per_s"))
+                yield _rung_row(rung, reading)
+
+    def _group(self, group: list[Switch]) -> Iterator[Row]:
+        sides = [side for switch in group for side in _sides(switch)]
         with ExitStack() as stack:
-            on = stack.enter_context(self._process(switch, switch.on, may_be_kept=True))
-            is_control = switch.on == switch.off
-            off = stack.enter_context(self._process(switch, switch.off, may_be_kept=not is_control))
-            values, last = self._pairs(switch.title, on, off)
-            if switch.kind == "serving":
-                values["load_s"] = [(on.load_s, off.load_s)]
-            _add(values, on.ask("peaks"), off.ask("peaks"))
-            facts = on.ask("facts") if switch.kind == "serving" else {}
-            output = _output(switch, on, off, last)
-            evidence = _evidence(on, off)
-        return _row(switch, values, output, evidence, facts)
-
-    def rung(self, rung: Rung) -> RungRow:
-        """Measure one rung next to the default."""
-        self._say(rung.title)
-        default = self._default_process()
-        if rung.arm == DEFAULT:
-            speeds = [default.ask("run").metrics["tokens_per_s"] for _ in range(3)]
-            return _rung_row(rung, [(speed, speed) for speed in speeds])
-        spec = replace(self._spec, arm=rung.arm, kind="serving")
-        with trial_process(spec) as process:
-            values, _ = self._pairs(rung.title, process, default)
-        return _rung_row(rung, values["tokens_per_s"])
-
-    def _pairs(
-        self, title: str, on: TrialProcess, off: TrialProcess
-    ) -> tuple[Values, tuple[Any, Any]]:
-        """Runs of both in turn, until there are enough or the time is up, and the last pair."""
-        load = self._spec.load
-        values: Values = {}
-        started_s = time.monotonic()
-        last = on.ask("run"), off.ask("run")
-        # The first pair warms up, unless it takes long enough for that not to matter.
-        if time.monotonic() - started_s > _LITTLE_S * 2:
-            _add(values, last[0].metrics, last[1].metrics)
-        while (num_pairs := len(next(iter(values.values()), ()))) < load.max_pairs:
-            is_late = time.monotonic() - started_s > load.budget_s
-            if is_late and num_pairs >= load.min_pairs:
-                break
-            self._say(f"{title}: pair {num_pairs + 1} of at most {load.max_pairs}")
-            # Whichever runs first in a pair is the second in the next.
-            if num_pairs % 2:
-                second = off.ask("run")
-                last = on.ask("run"), second
-            else:
-                last = on.ask("run"), off.ask("run")
-            _add(values, last[0].metrics, last[1].metrics)
-        return values, last
+            asked = self._all_asked(sides, stack)
+            runs = in_rounds(asked, self._spec.load, self._saying(s.title for s in group))
+            for switch in group:
+                on, off = _sides(switch)
+                yield _row_of_runs(switch, asked[on], asked[off], runs[on], runs[off])
 
     def _loading_row(self, switch: Switch) -> Row:
-        values: Values = {}
+        pairs: list[tuple[dict[str, float], dict[str, float]]] = []
         for number in range(self._spec.load.fresh_pairs):
             self._say(f"{switch.title}: pair {number + 1} of {self._spec.load.fresh_pairs}")
-            with self._process(switch, switch.on) as on:
-                made_on = {"load_s": on.load_s} | on.ask("peaks")
-                logits_on, counts_on = on.ask("logits"), on.ask("load_counts")
-                facts = on.ask("facts")
-            with self._process(switch, switch.off) as off:
-                _add(values, made_on, {"load_s": off.load_s} | off.ask("peaks"))
-                logits_off, counts_off = off.ask("logits"), off.ask("load_counts")
+            on, off = (self._loaded_afresh(side) for side in _sides(switch))
+            pairs.append((on.metrics, off.metrics))
         output = Output(
-            equal=None, compared=0, max_logit_difference=_largest_difference(logits_on, logits_off)
+            equal=None,
+            compared=0,
+            max_logit_difference=_largest_difference(on.ask("logits"), off.ask("logits")),
         )
-        return _row(switch, values, output, difference(counts_on, counts_off) or "", facts)
+        values = {m: [(a[m], b[m]) for a, b in pairs] for m in pairs[0][0]}
+        evidence = difference(on.ask("load_counts"), off.ask("load_counts")) or ""
+        return _row(switch, values, output, evidence, on.ask("facts"))
 
-    @contextmanager
-    def _process(
-        self, switch: Switch, arm: Arm, *, may_be_kept: bool = False
-    ) -> Iterator[TrialProcess]:
-        if may_be_kept and arm == DEFAULT and switch.kind == "serving":
-            yield self._default_process()
-            return
-        with trial_process(replace(self._spec, arm=arm, kind=switch.kind)) as process:
-            yield process
+    def _loaded_afresh(self, side: _Side) -> _Asked:
+        """A process that has done nothing but load, asked everything before it ends."""
+        with trial_process(replace(self._spec, arm=side.arm, kind=side.kind)) as process:
+            asked = _Asked(process)
+            asked.metrics = {"load_s": process.load_s} | asked.ask("peaks")
+            questions: tuple[Question, ...] = ("logits", "facts", "load_counts")
+            for question in questions:
+                asked.ask(question)
+        return asked
 
-    def _default_process(self) -> TrialProcess:
+    def _all_asked(self, sides: list[_Side], stack: ExitStack) -> dict[_Side, _Asked]:
+        asked: dict[_Side, _Asked] = {}
+        for side in sides:
+            if side == _DEFAULT_SIDE:
+                asked[side] = self._default_process()
+            elif side not in asked:
+                spec = replace(self._spec, arm=side.arm, kind=side.kind)
+                asked[side] = _Asked(stack.enter_context(trial_process(spec)))
+        return asked
+
+    def _default_process(self) -> _Asked:
         if self._default is None:
             spec = replace(self._spec, arm=DEFAULT, kind="serving")
-            self._default = self._kept.enter_context(trial_process(spec))
+            self._default = _Asked(self._kept.enter_context(trial_process(spec)))
         return self._default
 
+    def _saying(self, titles: Iterator[str]) -> Say:
+        named = ", ".join(titles)
+        return lambda text: self._say(f"{named}: {text}")
 
-def _add(values: Values, on: dict[str, float], off: dict[str, float]) -> None:
-    for metric, number in on.items():
-        values.setdefault(metric, []).append((number, off[metric]))
+
+class _Asked:
+    """A process, and what it has answered so far; runs are always new."""
+
+    def __init__(self, process: TrialProcess) -> None:
+        self._process = process
+        self._answers: dict[Question, Any] = {}
+        self.load_s = process.load_s
+        self.metrics: dict[str, float] = {}
+
+    def run(self) -> Run:
+        made: Run = self._process.ask("run")
+        return made
+
+    def ask(self, question: Question) -> Any:
+        if question not in self._answers:
+            self._answers[question] = self._process.ask(question)
+        return self._answers[question]
 
 
-def _reading(pairs: list[tuple[float, float]]) -> Reading:
+def _sides(switch: Switch) -> tuple[_Side, _Side]:
+    is_control = switch.on == switch.off
+    return _Side(switch.on, switch.kind), _Side(switch.off, switch.kind, int(is_control))
+
+
+def _row_of_runs(
+    switch: Switch, on: _Asked, off: _Asked, on_runs: list[Run], off_runs: list[Run]
+) -> Row:
+    values = {metric: _pairs(on_runs, off_runs, metric) for metric in on_runs[0].metrics}
+    peaks = on.ask("peaks"), off.ask("peaks")
+    values |= {metric: [(peaks[0][metric], peaks[1][metric])] for metric in peaks[0]}
+    is_serving = switch.kind == "serving"
+    draws_alike = {switch.on.top_k, switch.off.top_k}.isdisjoint(_OTHER_DRAWS)
+    completions = list(zip(on_runs[0].completions, off_runs[0].completions, strict=True))
+    output = Output(
+        equal=sum(a == b for a, b in completions) if draws_alike else None,
+        compared=len(completions),
+        max_logit_difference=(
+            _largest_difference(on.ask("logits"), off.ask("logits")) if is_serving else None
+        ),
+    )
+    evidence = difference(on.ask("counts"), off.ask("counts")) or ""
+    return _row(switch, values, output, evidence, on.ask("facts") if is_serving else {})
+
+
+def _pairs(ons: list[Run], offs: list[Run], metric: str) -> Pairs:
+    """Of the rounds that both ran in."""
+    return [(a.metrics[metric], b.metrics[metric]) for a, b in zip(ons, offs, strict=False)]
+
+
+def _reading(pairs: Pairs) -> Reading:
     ons, offs = [on for on, _ in pairs], [off for _, off in pairs]
     ratio = paired_ratio(ons, offs)
     return Reading(
@@ -155,7 +197,11 @@ def _reading(pairs: list[tuple[float, float]]) -> Reading:
 
 
 def _row(
-    switch: Switch, values: Values, output: Output | None, evidence: str, facts: dict[str, str]
+    switch: Switch,
+    values: dict[str, Pairs],
+    output: Output | None,
+    evidence: str,
+    facts: dict[str, str],
 ) -> Row:
     main = MAIN_METRIC[switch.kind]
     readings = {metric: _reading(pairs) for metric, pairs in values.items()}
@@ -167,40 +213,21 @@ def _row(
         off_text=switch.off_text,
         setting=switch.setting,
         default=switch.default,
-        readings={main: readings.pop(main), **readings},
+        readings={main: readings[main], **readings},
         output=output,
         evidence=evidence,
-        claims=claim_rows(switch.claims, {**readings, main: _reading(values[main])}, facts),
+        claims=claim_rows(switch.claims, readings, facts),
     )
 
 
-def _rung_row(rung: Rung, pairs: list[tuple[float, float]]) -> RungRow:
-    reading = _reading(pairs)
+def _rung_row(rung: Rung, reading: Reading) -> RungRow:
     return RungRow(
         title=rung.title,
         tokens_per_s=reading.on,
         of_default=reading.ratio,
         low=reading.low,
         high=reading.high,
-        pairs=len(pairs),
-    )
-
-
-def _evidence(on: TrialProcess, off: TrialProcess) -> str:
-    return difference(on.ask("counts"), off.ask("counts")) or ""
-
-
-def _output(switch: Switch, on: TrialProcess, off: TrialProcess, last: tuple[Any, Any]) -> Output:
-    pairs = list(zip(last[0].completions, last[1].completions, strict=True))
-    draws_alike = {switch.on.top_k, switch.off.top_k}.isdisjoint({"scatter", "mask"})
-    return Output(
-        equal=sum(a == b for a, b in pairs) if draws_alike else None,
-        compared=len(pairs),
-        max_logit_difference=(
-            _largest_difference(on.ask("logits"), off.ask("logits"))
-            if switch.kind == "serving"
-            else None
-        ),
+        pairs=len(reading.values),
     )
 
 

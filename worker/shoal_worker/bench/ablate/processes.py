@@ -44,7 +44,7 @@ class TrialProcess:
     """A process with one arm in it.
 
     Attributes:
-        load_s: from the model's files to the first step; without warm-up where that is measured.
+        load_s: from the model's files to the first step, without warm-up.
     """
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
@@ -69,11 +69,7 @@ def trial_process(spec: Spec) -> Iterator[TrialProcess]:
 
 
 def write_model(shape: str, folder: str) -> None:
-    """Write a model of random weights, in a process that leaves nothing behind in this one.
-
-    Raises:
-        ShoalError: there is no such shape.
-    """
+    """Write a model of random weights, in a process that leaves nothing behind in this one."""
     with _started("write_model", (shape, folder)) as connection:
         _received(connection)
 

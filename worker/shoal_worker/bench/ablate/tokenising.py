@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shoal_worker.bench.ablate.answers import Counts, Metrics, Run
 from shoal_worker.bench.ablate.arms import Tokenising
+from shoal_worker.bench.ablate.neighbours import Neighbours
 from shoal_worker.bench.ablate.python_bpe import PythonBPE
 
 
@@ -26,11 +27,13 @@ class TokenisingTrial:
 
     def run(self) -> Run:
         """Encode all texts."""
+        neighbours = Neighbours()
         started_s = time.perf_counter()
         encoded = self._encode(self._texts)
         duration_s = time.perf_counter() - started_s
+        others_ratio = neighbours.ratio()
         tokens = [tuple(token_ids) for token_ids in encoded]
-        return Run({"tokenised_per_s": sum(map(len, tokens)) / duration_s}, tokens)
+        return Run({"tokenised_per_s": sum(map(len, tokens)) / duration_s}, tokens, others_ratio)
 
     def peaks(self) -> Metrics:
         """Not this trial's subject."""

@@ -24,6 +24,7 @@ from shoal_worker.bench.ablate.answers import Counts, Metrics, Run
 from shoal_worker.bench.ablate.arms import Arm
 from shoal_worker.bench.ablate.launches import launched_by, num_compiled
 from shoal_worker.bench.ablate.load import Load
+from shoal_worker.bench.ablate.neighbours import Neighbours
 from shoal_worker.bench.ablate.recompute import RecomputingEngine
 from shoal_worker.bench.ablate.schedules import WaveScheduler
 from shoal_worker.bench.ablate.slower_top_k import select_by
@@ -113,6 +114,7 @@ class ServingTrial:
         results: dict[str, Any] = {}
         ended: list[RequestEnded] = []
         synchronize(self._device)
+        neighbours = Neighbours()
         started_s = time.perf_counter()
         for job in submitted:
             self._loop.submit(job)
@@ -121,6 +123,7 @@ class ServingTrial:
                 _take(message, results, ended)
         synchronize(self._device)
         duration_s = time.perf_counter() - started_s
+        others_ratio = neighbours.ratio()
         completions = [
             tuple(result["completions"][0]["token_ids"])
             for job in submitted
@@ -134,7 +137,7 @@ class ServingTrial:
             "ttft_s": median(end.ttft_s for end in ended if end.ttft_s is not None),
             "inter_token_s": median(later_s),
         }
-        return Run(metrics, completions)
+        return Run(metrics, completions, others_ratio)
 
     def peaks(self) -> Metrics:
         """The most memory that this process has had so far."""

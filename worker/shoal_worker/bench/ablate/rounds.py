@@ -1,0 +1,56 @@
+"""Rounds of several processes in turn, so that whatever drifts meets them all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
+from shoal_worker.bench.ablate.answers import Run
+from shoal_worker.bench.ablate.load import Load
+
+MAX_OTHERS_RATIO = 0.1
+MAX_TRIES = 3
+
+Key = TypeVar("Key")
+Say = Callable[[str], None]
+
+
+class Runs(Protocol):
+    """What can be asked for a run."""
+
+    def run(self) -> Run:
+        """One, now."""
+        ...
+
+
+def in_rounds(runners: Mapping[Key, Runs], load: Load, say: Say) -> dict[Key, list[Run]]:
+    """The runs of each, by round: all begin with the first, slow ones end sooner.
+
+    One run of each goes before and is not counted. Every other round goes through them backwards.
+    """
+    for runner in runners.values():
+        runner.run()
+    runs: dict[Key, list[Run]] = {key: [] for key in runners}
+    spent_s = dict.fromkeys(runners, 0.0)
+    for number in range(load.max_pairs):
+        say(f"round {number + 1} of {load.max_pairs}")
+        order = list(runners) if number % 2 == 0 else list(reversed(list(runners)))
+        for key in order:
+            is_early = number < load.min_pairs or spent_s[key] < load.budget_s
+            # Who has sat out a round has no partner in the next.
+            if len(runs[key]) == number and is_early:
+                started_s = time.monotonic()
+                runs[key].append(_undisturbed(runners[key]))
+                spent_s[key] += time.monotonic() - started_s
+    return runs
+
+
+def _undisturbed(runner: Runs) -> Run:
+    """A run that other processes left alone, or the one of a few that they disturbed least."""
+    runs: list[Run] = []
+    while len(runs) < MAX_TRIES:
+        runs.append(runner.run())
+        if runs[-1].others_ratio <= MAX_OTHERS_RATIO:
+            break
+    return min(runs, key=lambda run: run.others_ratio)
