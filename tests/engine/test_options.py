@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from shoal_worker.engine import native
 from shoal_worker.engine.options import Choices, EngineOptions
 
 CPU = torch.device("cpu")
@@ -11,14 +13,26 @@ CPU = torch.device("cpu")
 
 def test_a_cpu_makes_one_step_at_a_time_and_reads_it_at_once() -> None:
     assert EngineOptions().on(CPU) == Choices(
-        cuda_graphs=False, compile=False, kernels=False, decode_steps=1, run_ahead=False
+        cuda_graphs=False, compile=False, kernels=True, decode_steps=1, run_ahead=False
     )
 
 
 def test_what_only_a_gpu_can_do_is_not_done_on_a_cpu() -> None:
-    asked = EngineOptions(cuda_graphs=True, kernels=True, run_ahead=True)
+    asked = EngineOptions(cuda_graphs=True, run_ahead=True)
 
     assert asked.on(CPU) == EngineOptions().on(CPU)
+
+
+def test_without_a_compiler_a_cpu_runs_without_kernels_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unavailable() -> None:
+        raise native.NativeUnavailable("there is no C++ compiler")
+
+    monkeypatch.setattr(native, "library", unavailable)
+
+    assert not EngineOptions().on(CPU).kernels
+    assert "running without native code, which is slower: there is no C++ compiler" in caplog.text
 
 
 def test_the_number_of_steps_is_the_user_s() -> None:

@@ -78,8 +78,9 @@ class EngineSettings(BaseModel):
     )
     kernels: bool = Field(
         True,
-        description="On a GPU with Triton: our own kernels for attention and for drawing tokens; "
-        "changes the last bits of results.",
+        description="Our own kernels for attention and for drawing tokens: Triton's on a GPU; on a "
+        "CPU native code, for matrix products too, which a C++ compiler builds at the first start. "
+        "Changes the last bits of results.",
     )
     compile: bool = Field(
         False,

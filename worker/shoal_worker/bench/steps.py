@@ -158,7 +158,7 @@ def main(**options: Any) -> None:
     """Measure prefill, decode and a whole workload on one lane of a model with random weights."""
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = random_model(options["shape"], device, _DTYPES.get(options["dtype"]))
-    lane = LaneSpec("bulk", options["slots"], options["kv_len"])
+    lane = LaneSpec("bulk", options["slots"], options["kv_len"], fine=device == "cpu")
     chosen = {field.name: options[field.name] for field in fields(EngineOptions)}
     engine = Engine(loaded, LaneTable([lane]), EngineOptions(**chosen))
     started_s = time.perf_counter()

@@ -111,7 +111,9 @@ def _attend_live(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, positions: Tensor
 ) -> Tensor:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = torch.ops.shoal.attend_live(query[:, :, 0], key, value, positions, scale)
+    # Triton's kernel on a GPU, the native code's on a CPU.
+    attend_live = torch.ops.shoal.attend_live if query.is_cuda else torch.ops.shoal.attend_live_cpu
+    output: Tensor = attend_live(query[:, :, 0], key, value, positions, scale)
     return output[:, :, None]
 
 

@@ -20,6 +20,7 @@ from shoal_worker.engine.memory import available_bytes, readable
 from shoal_worker.engine.model import LoadedModel
 from shoal_worker.engine.options import EngineOptions
 from shoal_worker.engine.output_layer import pad_output_layer
+from shoal_worker.engine.packed import pack_linear_layers
 from shoal_worker.engine.probe import probe
 from shoal_worker.engine.runtime import Runtime
 from shoal_worker.lanes import Bucket, LaneSpec, LaneTable
@@ -51,6 +52,8 @@ class Engine:
         self.choices = (options or EngineOptions()).on(loaded.device)
         pad_output_layer(loaded.model)
         fuse_activations(loaded.model)
+        if self.choices.kernels:
+            pack_linear_layers(loaded.model)
         runtime = Runtime(self.choices, loaded.device, loaded.vocab_size)
         self.lanes = _allocated(loaded, table, runtime)
 

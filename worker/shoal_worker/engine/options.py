@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 
 import torch
 
+from shoal_worker.engine import native
+
 CUDA_DECODE_STEPS = 4
+
+log = logging.getLogger("shoal.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +22,8 @@ class EngineOptions:
     Attributes:
         cuda_graphs: record each shape's kernels once and launch them as one.
         compile: let torch.compile fuse the decode step.
-        kernels: our own kernels for decode attention and for drawing tokens.
+        kernels: our own kernels for decode attention and for drawing tokens; on a CPU they are
+            native code, which also does matrix products.
         decode_steps: decode steps launched together.
         run_ahead: launch the next steps before the last ones are read.
     """
@@ -31,15 +37,25 @@ class EngineOptions:
     def on(self, device: torch.device) -> Choices:
         """What is done on this device."""
         on_gpu = device.type == "cuda"
-        has_triton = on_gpu and importlib.util.find_spec("triton") is not None
         steps = CUDA_DECODE_STEPS if on_gpu else 1
         return Choices(
             cuda_graphs=on_gpu and self.cuda_graphs is not False,
             compile=bool(self.compile),
-            kernels=has_triton and self.kernels is not False,
+            kernels=self.kernels is not False and _has_kernels(on_gpu=on_gpu),
             decode_steps=steps if self.decode_steps is None else self.decode_steps,
             run_ahead=on_gpu and self.run_ahead is not False,
         )
+
+
+def _has_kernels(*, on_gpu: bool) -> bool:
+    if on_gpu:
+        return importlib.util.find_spec("triton") is not None
+    try:
+        native.library()
+    except native.NativeUnavailable as error:
+        log.warning("running without native code, which is slower: %s", error)
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
