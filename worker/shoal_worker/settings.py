@@ -44,8 +44,8 @@ class EngineSettings(BaseModel):
     )
     dtype: DType = Field(
         "auto",
-        description="Number format of weights and cache; `auto`: bfloat16 on a GPU, float32 "
-        "on a CPU.",
+        description="Number format of weights and cache; `auto`: bfloat16 on a GPU and "
+        "on a CPU with AMX or AVX512-BF16, else float32.",
     )
     lanes: str | None = Field(
         None,
