@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from shoal.errors import ModelError
 from shoal_worker.engine import native
 from shoal_worker.engine.options import Choices, EngineOptions
 
@@ -12,8 +13,15 @@ CPU = torch.device("cpu")
 
 
 def test_a_cpu_makes_one_step_at_a_time_and_reads_it_at_once() -> None:
-    assert EngineOptions().on(CPU) == Choices(
-        cuda_graphs=False, compile=False, kernels=True, decode_steps=1, run_ahead=False
+    choices = EngineOptions().on(CPU)
+
+    assert choices == Choices(
+        cuda_graphs=False,
+        compile=False,
+        kernels=True,
+        decode_steps=1,
+        run_ahead=False,
+        native=native.library_path().stem,
     )
 
 
@@ -43,4 +51,11 @@ def test_only_what_changes_bits_is_named_for_the_fingerprint() -> None:
     plain = EngineOptions().on(CPU).deciding()
 
     assert EngineOptions(decode_steps=7).on(CPU).deciding() == plain
-    assert EngineOptions(compile=True).on(CPU).deciding() != plain
+    for changed in (EngineOptions(compile=True), EngineOptions(kv_dtype="int8")):
+        assert changed.on(CPU).deciding() != plain
+    assert EngineOptions(kernels=False).on(CPU).deciding() != plain
+
+
+def test_int8_keys_and_values_are_refused_on_a_gpu() -> None:
+    with pytest.raises(ModelError, match="--kv-dtype int8 runs on a CPU alone"):
+        EngineOptions(kv_dtype="int8").on(torch.device("cuda"))

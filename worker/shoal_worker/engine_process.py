@@ -222,6 +222,7 @@ def load(settings: EngineSettings) -> tuple[ServingLoop, Ready]:
         kernels=settings.kernels,
         decode_steps=settings.decode_steps,
         run_ahead=settings.run_ahead,
+        kv_dtype=settings.kv_dtype,
     )
     engine = Engine(loaded, table, options)
     name = settings.served_model_name or loaded.name

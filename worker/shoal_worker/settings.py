@@ -18,6 +18,7 @@ from shoal.validation import explain
 from shoal.wire import QUEUES
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+KVDType = Literal["auto", "int8"]
 Precision = Literal["highest", "high", "medium"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -46,6 +47,11 @@ class EngineSettings(BaseModel):
         "auto",
         description="Number format of weights and cache; `auto`: bfloat16 on a GPU and "
         "on a CPU with AMX or AVX512-BF16, else float32.",
+    )
+    kv_dtype: KVDType = Field(
+        "auto",
+        description="Number format of cached keys and values: `auto`, the model's own, or `int8`, "
+        "on a CPU alone: a quarter of float32's memory, and changes results.",
     )
     lanes: str | None = Field(
         None,

@@ -153,6 +153,7 @@ def _sequence(number: int, prompt_tokens: int, max_tokens: int) -> Sequence:
 @click.option("--kernels/--no-kernels", default=None)
 @click.option("--decode-steps", type=int, default=None)
 @click.option("--run-ahead/--no-run-ahead", default=None)
+@click.option("--kv-dtype", type=click.Choice(["auto", "int8"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(**options: Any) -> None:
     """Measure prefill, decode and a whole workload on one lane of a model with random weights."""

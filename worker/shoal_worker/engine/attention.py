@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
 from shoal.errors import ModelError
+from shoal_worker.engine.quantized import restored
 
 ATTENTION_NAME = "shoal"
 
@@ -120,6 +121,8 @@ def _attend_live(
 def _attend_masked(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Tensor
 ) -> Tensor:
+    if key.dtype == torch.int8:
+        key, value = restored(key, query.dtype), restored(value, query.dtype)
     slots, num_heads, length, head_dim = query.shape
     assert length == 1, "a decode step has one token a row"
     # The query heads that share a key head stand in the query's length: nothing is repeated.

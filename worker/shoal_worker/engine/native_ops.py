@@ -13,13 +13,12 @@ from torch import Tensor
 
 from shoal_worker.engine.native import library
 from shoal_worker.engine.params import RowParams
+from shoal_worker.engine.quantized import FACTOR_BYTES
 
 MAX_TOP_K = 64
 PANEL = 24
 _ROWS = 4
 _KEPT = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}
-# Where a row of int8 ends with its factor.
-FACTOR_BYTES = 4
 
 
 @torch.library.custom_op("shoal::attend_live_cpu", mutates_args=())
