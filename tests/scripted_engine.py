@@ -79,13 +79,15 @@ class ScriptedEngine:
 
     def _answer(self, message: Submit) -> FromEngine:
         if not isinstance(message.job, dict) or "requests" not in message.job:
-            return JobRefused(message.job_id, "not a GenerationJob")
+            return JobRefused(message.job_id, "not a GenerationJob", message.execution_id)
         prompts = {i: str(one["prompt"]) for i, one in enumerate(message.job["requests"])}
         if message.indexes is not None:
             prompts = {i: prompts[i] for i in message.indexes}
         self._dead = "crash" in prompts.values()
         results = [_result(f"{message.job_id}:{i}", p) for i, p in prompts.items()]
-        return JobDone(message.job_id, {"v": 1, "results": results}, message.indexes)
+        return JobDone(
+            message.job_id, {"v": 1, "results": results}, message.indexes, message.execution_id
+        )
 
     def exit_text(self) -> str:
         return "was killed by SIGSEGV"

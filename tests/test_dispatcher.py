@@ -1,13 +1,16 @@
-"""The dispatcher's events: what an engine's death counts as."""
+"""What the dispatcher makes of an engine's answers and of its death."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from shoal_worker.dispatcher import Dispatcher
 from shoal_worker.events import EngineDied, Event, RequestEnded
 from shoal_worker.held_jobs import HeldJobs
+from shoal_worker.messages import JobDone, JobRefused
 
 QUEUE = "shoal-bulk"
 
@@ -35,8 +38,26 @@ def claimed(job_id: str, num_requests: int) -> Any:
         args=[argument], kwargs={}, meta={}, timeout=None, enqueued_at=None, created_at=None
     )
     return SimpleNamespace(
-        job=job, id=job_id, queue=QUEUE, requests=num_requests, tokens=0, deaths=0
+        job=job,
+        id=job_id,
+        queue=QUEUE,
+        requests=num_requests,
+        tokens=0,
+        deaths=0,
+        execution=SimpleNamespace(id="this run"),
     )
+
+
+@pytest.mark.parametrize(("execution_id", "num_ended"), [("this run", 1), ("an earlier job", 0)])
+def test_only_the_answer_to_the_run_that_is_held_ends_it(execution_id: str, num_ended: int) -> None:
+    held = HeldJobs()
+    held.hold(claimed("job", 1))
+    dispatcher = Dispatcher(FakeEngine(), held, (QUEUE,), list[Event]().append)  # type: ignore[arg-type]
+
+    dispatcher.done(JobDone("job", {"v": 1, "results": [{}]}, execution_id=execution_id))
+    dispatcher.refused(JobRefused("job", "no GenerationJob", execution_id))
+
+    assert len(held.to_commit()) == num_ended
 
 
 def dispatcher_with(num_requests: int) -> tuple[Dispatcher, FakeEngine, list[Event]]:

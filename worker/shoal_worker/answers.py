@@ -80,7 +80,8 @@ class OpenJob:
         results = [request.result for request in self.requests.values()]
         done = [result for result in results if result is not None]
         result = JobResult(results=done).model_dump(mode="json")
-        return JobDone(self.message.job_id, result, self.message.indexes)
+        message = self.message
+        return JobDone(message.job_id, result, message.indexes, message.execution_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,8 @@ class Dispatcher:
     def done(self, message: JobDone) -> None:
         """The engine has results of a job."""
         self._fruitless.clear()
+        if not self._is_current(message):
+            return
         self._probation.clear(message.job_id, message.indexes)
         if message.indexes is None:
             self._held.end(message.job_id, lambda claimed: Succeeded(claimed, message.result))
@@ -98,6 +100,8 @@ class Dispatcher:
 
     def refused(self, message: JobRefused) -> None:
         """The engine does not understand a job."""
+        if not self._is_current(message):
+            return
         self._probation.clear(message.job_id)
         self._held.end(message.job_id, lambda claimed: Failed(claimed, message.reason))
 
@@ -146,6 +150,12 @@ class Dispatcher:
             self._bury(convicted)
             self._probation.put_last(convicted.job_id)
 
+    def _is_current(self, message: JobDone | JobRefused) -> bool:
+        """Whether an answer is to the run that is held, not to an earlier job of the same id."""
+        if message.job_id not in self._held:
+            return False
+        return self._held[message.job_id].claimed.execution.id == message.execution_id
+
     def _all_suspects(self) -> list[Suspect]:
         return [suspect for one in self._held.all() for suspect in _suspects(self._held[one.id])]
 
@@ -170,12 +180,13 @@ class Dispatcher:
             streams=isinstance(meta, dict) and bool(meta.get("stream")),
             indexes=indexes,
             limit_s=timeout_s if isinstance(timeout_s, int | float) and timeout_s > 0 else None,
+            execution_id=claimed.execution.id,
         )
         try:
             self._engine.tell(message)
         except RecursionError:
             reason = "the job's argument is nested too deeply to be a GenerationJob"
-            self.refused(JobRefused(claimed.id, reason))
+            self.refused(JobRefused(claimed.id, reason, claimed.execution.id))
 
     def _bury(self, convicted: Suspect) -> None:
         """Give up on the request that kills the engine whenever it runs alone."""

@@ -90,12 +90,10 @@ class ServingLoop:
         try:
             job = parse(GenerationJob, message.job)
         except InvalidRequest as error:
-            self._outbox.append(JobRefused(message.job_id, f"not a GenerationJob: {error}"))
+            self._refuse(message, f"not a GenerationJob: {error}")
             return
         except RecursionError:
-            self._outbox.append(
-                JobRefused(message.job_id, "the job's argument is nested too deeply")
-            )
+            self._refuse(message, "the job's argument is nested too deeply")
             return
         # Claimed again after a lost lease: what is left of the first attempt goes.
         self.cancel(message.job_id, None)
@@ -132,6 +130,9 @@ class ServingLoop:
         outbox, self._outbox = self._outbox, []
         events, self._events = self._events, []
         return [*outbox, Observed(tuple(events))] if events else outbox
+
+    def _refuse(self, message: Submit, reason: str) -> None:
+        self._outbox.append(JobRefused(message.job_id, reason, message.execution_id))
 
     def _admit(self, message: Submit, index: int, request: OpenRequest) -> None:
         wanted, served = request.request.model, self._answers.model_name

@@ -19,6 +19,7 @@ class Submit:
         streams: whether text is wanted as it is made.
         indexes: run these requests of it alone; all where it is None.
         limit_s: seconds that each request may take from its prefill on.
+        execution_id: of the claim; the answer repeats it, since a job's id may be used again.
     """
 
     job_id: str
@@ -29,6 +30,7 @@ class Submit:
     streams: bool = False
     indexes: tuple[int, ...] | None = None
     limit_s: float | None = None
+    execution_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class JobDone:
     job_id: str
     result: dict[str, Any]
     indexes: tuple[int, ...] | None = None
+    execution_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class JobRefused:
 
     job_id: str
     reason: str
+    execution_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
