@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,12 +92,12 @@ class Producer:
     """A `shoal bulk` process."""
 
     def __init__(self, url: str, source: Path, output: Path, options: list[str]) -> None:
-        self._err = output.with_suffix(".err")
+        self._err, self._out = output.with_suffix(".err"), output.with_suffix(".out")
         command = ["bulk", str(source), "-o", str(output), "--redis", url, "--json", *options]
-        with self._err.open("ab") as err:
+        with self._err.open("ab") as err, self._out.open("wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", BULK, *command],
-                stdout=subprocess.PIPE,
+                stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
@@ -112,13 +111,12 @@ class Producer:
     def kill(self) -> bool:
         """SIGKILL; whether it ran until then."""
         was_running = self.is_running
-        self._process.send_signal(signal.SIGKILL)
-        self._process.communicate()
+        self._process.kill()
+        self._process.wait()
         return was_running
 
     def summary(self) -> dict[str, Any]:
         """What it prints at its end."""
-        out, _ = self._process.communicate()
-        assert self._process.returncode == 0, self._err.read_text()[-2_000:]
-        record: dict[str, Any] = json.loads(out)
+        assert self._process.wait() == 0, self._err.read_text()[-2_000:]
+        record: dict[str, Any] = json.loads(self._out.read_text())
         return record
