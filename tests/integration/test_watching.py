@@ -119,6 +119,7 @@ def _everything_goes_wrong(
         try:
             _faults(watched, client, there, doomed, leaving)
             assert run.wait(60) in (0, 3), "the bulk run ends"
+            _redis_goes_away(watched, there)
         finally:
             run.kill()
 
@@ -131,9 +132,8 @@ def _faults(
     client.submit_many([f"M{i}" for i in range(4)], requests_per_job=4)
     _a_foreign_job(there)
     with there.client() as redis_client:
-        delete, cut = partial(_delete_a_job, client, redis_client), partial(_cut, redis_client)
+        delete = partial(_delete_a_job, client, redis_client)
         _keep_trying(watched, "shoal_commits_fenced_total", delete)
-        _keep_trying(watched, "shoal_redis_errors_total", cut)
 
 
 def _bulk_run(url: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -187,8 +187,11 @@ def _delete_a_job(client: Client, redis_client: redis.Redis) -> None:
     redis_client.delete(f"rq:job:{job.id}")
 
 
-def _cut(redis_client: redis.Redis) -> None:
-    redis_client.client_kill_filter(_type="normal", skipme=True)
+def _redis_goes_away(watched: Watched, there: RedisServer) -> None:
+    there.kill()
+    wait_until(lambda: watched.has_moved("shoal_redis_errors_total"), "workers count errors")
+    wait_until(lambda: 0 in watched.values("shoal_redis_up"), "the exporter says so")
+    there.start()
 
 
 @pytest.mark.server
