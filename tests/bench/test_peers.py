@@ -15,6 +15,7 @@ from tests.tiny_models import make_tiny_model_folder
 
 from shoal.errors import InvalidRequest
 from shoal.wire import GenerationRequest, SamplingParams
+from shoal_worker.bench import peers_command
 from shoal_worker.bench.cli import bench
 from shoal_worker.bench.peers import processes
 from shoal_worker.bench.peers.adapters import _batches
@@ -157,7 +158,6 @@ def test_all_that_is_installed_makes_exactly_what_was_asked_for(
     result = invoke(
         *("--model", str(model), "--lanes", "bulk=4x512", "--threads", "1", "--json"),
         *("--workload", "W2", "--prompts", "3", "--rounds", "2", "--peer-python", fake_python),
-        *("--variant", "--lanes bulk=2x512"),
     )
 
     assert result.exit_code == 0, result.stderr
@@ -166,7 +166,6 @@ def test_all_that_is_installed_makes_exactly_what_was_asked_for(
     measured = {one["title"]: one for one in report["measured"]}
     assert list(measured) == [
         "Shoal",
-        "Shoal --lanes bulk=2x512",
         "transformers generate",
         "transformers generate_batch",
         "vLLM",
@@ -213,6 +212,17 @@ def test_a_converted_model_names_its_peer(converted: str) -> None:
 
     assert result.exit_code == 2
     assert "write PEER=FOLDER with PEER one of" in result.stderr
+
+
+def test_a_variant_is_shoal_with_some_other_settings() -> None:
+    given = {"threads": 2, "lanes": "bulk=4x64"}
+
+    variants = peers_command._variants(given, ["--threads 1 --no-kernels"], "demo")
+
+    [(title, settings)] = variants.items()
+    assert title == "Shoal --threads 1 --no-kernels"
+    assert (settings.model, settings.lanes) == ("demo", "bulk=4x64")
+    assert (settings.threads, settings.kernels) == (1, False)
 
 
 def test_a_variant_is_made_of_the_engine_s_settings() -> None:

@@ -96,4 +96,6 @@ class ThroughQueue:
 
     def _variables(self) -> dict[str, str]:
         given = self._settings.model_dump(exclude_none=True, exclude={"model"})
+        # Whoever breaks a measurement off wants none of what is in flight.
+        given["drain_timeout_s"] = 0
         return {variable(name): str(value) for name, value in given.items()}
