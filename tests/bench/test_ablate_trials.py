@@ -20,7 +20,8 @@ from shoal_worker.bench.ablate.load import LOADS
 from shoal_worker.bench.ablate.python_bpe import PythonBPE
 from shoal_worker.bench.ablate.rungs import NAIVE, rungs
 from shoal_worker.bench.ablate.slower_top_k import by_mask, by_scatter
-from shoal_worker.bench.ablate.switches import Switch, switches
+from shoal_worker.bench.ablate.switch import Switch
+from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.bench.ablate.tokenising import TokenisingTrial
 from shoal_worker.bench.ablate.trial import ServingTrial
 

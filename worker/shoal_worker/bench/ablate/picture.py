@@ -69,7 +69,8 @@ def _titles(figure: Figure, ledger: Ledger) -> None:
 
 
 def _ratios(axes: Any, rows: list[Row]) -> None:
-    shown = sorted(rows, key=lambda row: row.gain.ratio)
+    # The control at the foot: how far two equal arms are apart.
+    shown = sorted(rows, key=lambda row: (row.name != "control", row.gain.ratio))
     for place, row in enumerate(shown):
         gain = row.gain
         colour = _NULL if gain.is_null else _FASTER if gain.ratio > 1 else _SLOWER

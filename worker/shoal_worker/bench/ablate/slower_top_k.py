@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib import import_module
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
@@ -25,6 +27,13 @@ def select_by(way: TopK, stack: ExitStack) -> None:
         stack.enter_context(patch.object(sampling, "in_order", _FINDERS[way]))
     if way in FILTERS:
         _draw_from_vocabulary(FILTERS[way], stack)
+
+
+def draw_after_the_pass(stack: ExitStack) -> None:
+    """Have engines made while the stack is open draw here, not by a kernel within a step."""
+    if torch.cuda.is_available() and find_spec("triton") is not None:
+        kernel = import_module("shoal_worker.engine.triton_draw")
+        stack.enter_context(patch.object(kernel, "MAX_VOCAB", 0))
 
 
 def _by_sort(logits: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
