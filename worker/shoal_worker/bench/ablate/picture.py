@@ -148,7 +148,7 @@ def _waterfall(axes: Any, rungs: list[RungRow]) -> None:
     axes.set_xlim(0, max(levels) * 1.22)
     axes.set_ylim(-0.7, count - 0.3)
     axes.set_title("From the naive loop to the default", loc="left", fontweight="bold")
-    axes.set_xlabel("generated tokens a second, and what each rung adds to the one before")
+    axes.set_xlabel("tokens a second, and the gain over the rung before")
     _bare(axes, "x")
 
 
