@@ -22,7 +22,10 @@ from shoal_worker.lanes import (
 from shoal_worker.sequence import Sequence, SequenceKey
 
 CLASSES = st.sampled_from(["interactive", "bulk"])
-SPECS = st.builds(LaneSpec, CLASSES, st.integers(1, 40), st.integers(2, 5000))
+SIZES = (st.integers(1, 40), st.integers(2, 5000))
+COARSE = st.builds(LaneSpec, CLASSES, *SIZES)
+FINE = st.builds(LaneSpec, CLASSES, *SIZES, fine=st.just(value=True))
+SPECS = COARSE | FINE
 TABLES = st.lists(SPECS, min_size=1, max_size=5)
 
 
@@ -45,6 +48,15 @@ def test_buckets_double_from_the_shortest_up_to_the_lane(spec: LaneSpec) -> None
 
     assert lengths[-1] == spec.kv_len
     assert all(shorter < longer <= 2 * shorter for shorter, longer in pairwise(lengths))
+
+
+@settings(deadline=None)
+@given(FINE)
+def test_fine_buckets_leave_little_room_behind_a_prompt(spec: LaneSpec) -> None:
+    lengths = [bucket.length for bucket in spec.buckets()]
+
+    assert lengths[0] == min(16, spec.kv_len)
+    assert all(longer - shorter <= max(16, shorter // 8) for shorter, longer in pairwise(lengths))
 
 
 @settings(deadline=None)
@@ -141,7 +153,7 @@ def test_each_class_has_its_own_longest_lane() -> None:
 
 
 def test_a_table_counts_the_slots_of_all_lanes() -> None:
-    assert default_table(1024).num_slots == 8 + 32 + 32
+    assert default_table(1024, 72 * 1024, on_gpu=False).num_slots == 8 + 128 + 32
 
 
 @pytest.mark.parametrize(
@@ -151,9 +163,22 @@ def test_a_table_counts_the_slots_of_all_lanes() -> None:
 def test_the_default_lanes_of_a_gpu_follow_from_the_model_s_cache(
     bytes_per_token: int, slots: list[int]
 ) -> None:
-    table = default_table(1024, gpu_bytes_per_token=bytes_per_token)
+    table = default_table(1024, bytes_per_token, on_gpu=True)
 
     assert [lane.slots for lane in table.lanes if lane.service_class == "bulk"] == slots
+    assert not any(lane.fine for lane in table.lanes)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_token", "slots"), [(72 * 1024, [128, 32]), (2 * 1024**2, [32, 32]), (1, [128, 128])]
+)
+def test_the_default_lanes_of_a_cpu_are_smaller_and_prefill_in_finer_buckets(
+    bytes_per_token: int, slots: list[int]
+) -> None:
+    table = default_table(1024, bytes_per_token, on_gpu=False)
+
+    assert [lane.slots for lane in table.lanes if lane.service_class == "bulk"] == slots
+    assert all(lane.fine for lane in table.lanes)
 
 
 def test_a_table_without_lanes_is_refused() -> None:
@@ -162,8 +187,11 @@ def test_a_table_without_lanes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("max_positions", [2, 100, 256, 257, 1024, 131_072])
-def test_the_default_table_takes_each_class_to_the_models_length(max_positions: int) -> None:
-    table = default_table(max_positions)
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_the_default_table_takes_each_class_to_the_models_length(
+    max_positions: int, on_gpu: bool
+) -> None:
+    table = default_table(max_positions, 1024, on_gpu=on_gpu)
 
     assert len({lane.name for lane in table.lanes}) == len(table.lanes)
     for service_class in ("interactive", "bulk"):

@@ -77,11 +77,16 @@ def test_no_model_names_the_bundled_one() -> None:
 )
 def test_lanes_that_do_not_fit_the_model_are_refused(values: dict[str, Any], text: str) -> None:
     with pytest.raises(ModelError, match=text):
-        lane_table(EngineSettings(model="demo", **values), max_positions=512)
+        lane_table(
+            EngineSettings(model="demo", **values),
+            max_positions=512,
+            bytes_per_token=1,
+            on_gpu=False,
+        )
 
 
 def test_the_default_table_follows_from_the_model_and_a_limit() -> None:
-    table = lane_table(EngineSettings(model="demo", max_model_len=128), max_positions=512)
+    table = lane_table(EngineSettings(model="demo", max_model_len=128), 512, 1, on_gpu=False)
 
     assert {lane.kv_len for lane in table.lanes} == {128}
     assert table.max_positions("bulk") == table.max_positions("interactive") == 128

@@ -19,6 +19,7 @@ from tests.tiny_models import Kind
 from torch import nn
 
 from shoal_worker.engine import Engine
+from shoal_worker.engine.options import EngineOptions
 from shoal_worker.lanes import LaneSpec, LaneTable
 from shoal_worker.scheduler import Row
 from shoal_worker.sequence import Sequence
@@ -39,6 +40,20 @@ def test_a_sequence_gets_the_same_bits_alone_as_in_company(kind: Kind, dtype: to
         serve(Engine(loaded, TABLE), [alone])
         assert one.output_token_ids == alone.output_token_ids
         assert one.output_logprobs == alone.output_logprobs
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+def test_with_int8_keys_and_values_company_changes_no_bit_either(kind: Kind, kernels: bool) -> None:
+    loaded, options = loaded_model(kind), EngineOptions(kv_dtype="int8", kernels=kernels)
+    together, alone = mixed_sequences(), mixed_sequences()
+    serve(Engine(loaded, TABLE, options), together)
+
+    for one in alone:
+        serve(Engine(loaded, TABLE, options), [one])
+        other = together[one.key.request_index]
+        assert one.output_token_ids == other.output_token_ids
+        assert one.output_logprobs == other.output_logprobs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from shoal.errors import ModelError
 from shoal_worker.engine import Engine
+from shoal_worker.engine.options import EngineOptions
 from shoal_worker.lanes import LaneSpec, LaneTable
 from shoal_worker.scheduler import Row
 from shoal_worker.sequence import Sequence
@@ -45,9 +46,12 @@ def generated_alone(model: PreTrainedModel, one: Sequence) -> list[int]:
     return tokens
 
 
+@pytest.mark.parametrize("options", [{}, {"kernels": False}], ids=["native", "torch alone"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_tokens_equal_generate_of_each_prompt_alone(kind: Kind) -> None:
-    engine = Engine(loaded_model(kind), TABLE)
+def test_greedy_tokens_equal_generate_of_each_prompt_alone(
+    kind: Kind, options: dict[str, Any]
+) -> None:
+    engine = Engine(loaded_model(kind), TABLE, EngineOptions(**options))
     served = sequences()
 
     serve(engine, served)

@@ -101,3 +101,16 @@ def test_a_model_of_the_hub_is_served_by_its_id(
     monkeypatch.setattr(source, "snapshot_download", lambda model, **_: str(tiny_folder))
 
     assert load_model("somebody/tiny").name == "somebody/tiny"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx512_f", torch.float32)],
+)
+def test_a_cpu_runs_bfloat16_where_it_has_instructions_for_it(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capability: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+
+    assert load_model(str(tiny_folder), device="cpu").dtype == dtype
+    assert load_model(str(tiny_folder), device="cpu", dtype="float16").dtype == torch.float16

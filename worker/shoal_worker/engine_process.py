@@ -256,14 +256,15 @@ def load_engine(settings: EngineSettings) -> Engine:
     )
     loaded = load_model(settings.model, device=settings.device, dtype=settings.dtype)
     on_gpu = loaded.device.type == "cuda"
-    cache_bytes = sum(shape.bytes_per_token for shape in probe(loaded.model)) if on_gpu else None
-    table = lane_table(settings, loaded.max_positions, cache_bytes)
+    cache_bytes = sum(shape.bytes_per_token for shape in probe(loaded.model))
+    table = lane_table(settings, loaded.max_positions, cache_bytes, on_gpu=on_gpu)
     options = EngineOptions(
         cuda_graphs=settings.cuda_graphs,
         compile=settings.compile,
         kernels=settings.kernels,
         decode_steps=settings.decode_steps,
         run_ahead=settings.run_ahead,
+        kv_dtype=settings.kv_dtype,
     )
     return Engine(loaded, table, options)
 
@@ -288,7 +289,7 @@ def serving_loop(
 
 
 def lane_table(
-    settings: EngineSettings, max_positions: int, gpu_bytes_per_token: int | None = None
+    settings: EngineSettings, max_positions: int, bytes_per_token: int, *, on_gpu: bool
 ) -> LaneTable:
     """The declared table, or one made from the model; see `default_table`."""
     longest = settings.max_model_len
@@ -296,9 +297,9 @@ def lane_table(
         raise ModelError(f"--max-model-len is {longest}; the model takes {max_positions}")
     if settings.lanes is None:
         default_len = min(max_positions, DEFAULT_MAX_MODEL_LEN)
-        return default_table(longest or default_len, gpu_bytes_per_token)
+        return default_table(longest or default_len, bytes_per_token, on_gpu=on_gpu)
     try:
-        return parse_table(settings.lanes, longest or max_positions)
+        return parse_table(settings.lanes, longest or max_positions, fine=not on_gpu)
     except ValueError as error:
         raise ModelError(f"--lanes: {error}") from None
 

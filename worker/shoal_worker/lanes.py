@@ -25,6 +25,14 @@ SHORT_POSITIONS = 256
 MIN_BULK_SLOTS = 32
 MAX_BULK_SLOTS = 512
 GPU_LANE_BYTES = 8 * 1024**3
+MAX_CPU_BULK_SLOTS = 128
+CPU_LANE_BYTES = 5 * 1024**3 // 2
+# A CPU is as fast with few positions as with many, so buckets are fine and small there: two steps
+# of the first length, then eight between a length and its double.
+FINE_BUCKET_TOKENS = 256
+FINE_INTERACTIVE_TOKENS = 64
+FINE_MIN_TOKENS = 16
+FINE_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,16 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class LaneSpec:
-    """A fixed decode shape: `slots` rows × `kv_len` positions, for one class of requests."""
+    """A fixed decode shape: `slots` rows × `kv_len` positions, for one class of requests.
+
+    Attributes:
+        fine: prefill in many small buckets, as suits a CPU, not in few large ones.
+    """
 
     service_class: ServiceClass
     slots: int
     kv_len: int
+    fine: bool = False
 
     @property
     def name(self) -> str:
@@ -49,8 +62,15 @@ class LaneSpec:
         return f"{self.service_class}-{self.slots}x{self.kv_len}"
 
     def buckets(self) -> tuple[Bucket, ...]:
-        """All prefill shapes of this lane, shortest first: lengths double up to `kv_len`."""
-        return _buckets(self.slots, self.kv_len)
+        """All prefill shapes of this lane, shortest first: lengths double up to `kv_len`.
+
+        Fine ones grow by an eighth to a quarter.
+        """
+        if not self.fine:
+            return _buckets(self.slots, self.kv_len)
+        is_bulk = self.service_class == "bulk"
+        tokens = FINE_BUCKET_TOKENS if is_bulk else FINE_INTERACTIVE_TOKENS
+        return _fine_buckets(self.slots, self.kv_len, tokens)
 
     def bucket_for(self, num_prompt_tokens: int) -> Bucket:
         """The shortest bucket that holds a prompt of so many tokens."""
@@ -68,6 +88,19 @@ def _buckets(slots: int, kv_len: int) -> tuple[Bucket, ...]:
     lengths.append(kv_len)
     rows = min(slots, max(BUCKET_ROWS, slots // SLOTS_PER_BUCKET_ROW))
     tokens = max(BUCKET_TOKENS, rows * BUCKET_TOKENS // BUCKET_ROWS)
+    return tuple(Bucket(max(1, min(rows, tokens // length)), length) for length in lengths)
+
+
+@lru_cache
+def _fine_buckets(slots: int, kv_len: int, tokens: int) -> tuple[Bucket, ...]:
+    lengths = []
+    length = FINE_MIN_TOKENS
+    while length < kv_len:
+        lengths.append(length)
+        octave = 1 << (length.bit_length() - 1)
+        length += max(FINE_MIN_TOKENS, octave // FINE_STEPS)
+    lengths.append(kv_len)
+    rows = min(slots, BUCKET_ROWS)
     return tuple(Bucket(max(1, min(rows, tokens // length)), length) for length in lengths)
 
 
@@ -100,41 +133,47 @@ class LaneTable:
         return own or list(self.lanes)
 
 
-def default_table(max_positions: int, gpu_bytes_per_token: int | None = None) -> LaneTable:
+def default_table(max_positions: int, bytes_per_token: int, *, on_gpu: bool) -> LaneTable:
     """Few interactive slots of full length; bulk slots in a short and a full length.
 
     It follows from the model alone, never from the memory that happens to be free: a result depends
     on its lane's shape.
 
     Args:
-        gpu_bytes_per_token: what the model's cache takes for a token; None on a CPU, which is as
-            fast with few slots as with many.
+        bytes_per_token: what the model's cache takes for a token.
+        on_gpu: else on a CPU, whose lanes are smaller and have finer buckets.
     """
-    lanes = [LaneSpec("interactive", slots=8, kv_len=max_positions)]
+    lane_bytes, max_slots = GPU_LANE_BYTES, MAX_BULK_SLOTS
+    if not on_gpu:
+        lane_bytes, max_slots = CPU_LANE_BYTES, MAX_CPU_BULK_SLOTS
+    lanes = [LaneSpec("interactive", 8, max_positions, fine=not on_gpu)]
     for kv_len in (min(SHORT_POSITIONS, max_positions), max_positions):
-        slots = MIN_BULK_SLOTS
-        if gpu_bytes_per_token is not None:
-            slots = _slots_within(GPU_LANE_BYTES, gpu_bytes_per_token * kv_len)
-        lanes.append(LaneSpec("bulk", slots, kv_len))
+        slots = _slots_within(lane_bytes, bytes_per_token * kv_len, max_slots)
+        lanes.append(LaneSpec("bulk", slots, kv_len, fine=not on_gpu))
     return LaneTable(lanes)
 
 
-def _slots_within(lane_bytes: int, slot_bytes: int) -> int:
+def _slots_within(lane_bytes: int, slot_bytes: int, max_slots: int) -> int:
     """The largest power of two of slots within these bytes, and within the bounds of a lane."""
     fitting = max(1, lane_bytes // slot_bytes)
-    return min(MAX_BULK_SLOTS, max(MIN_BULK_SLOTS, 1 << (fitting.bit_length() - 1)))
+    return min(max_slots, max(MIN_BULK_SLOTS, 1 << (fitting.bit_length() - 1)))
 
 
-def parse_table(text: str, max_positions: int) -> LaneTable:
+def parse_table(text: str, max_positions: int, *, fine: bool = False) -> LaneTable:
     """Read a table such as `interactive=8x1024,bulk=64x256,bulk=64x1024`.
+
+    Args:
+        fine: of the lanes.
 
     Raises:
         ValueError: an entry is malformed, or longer than the model's `max_positions`.
     """
-    return LaneTable(_parse_lane(entry.strip(), max_positions) for entry in text.split(","))
+    return LaneTable(
+        _parse_lane(entry.strip(), max_positions, fine=fine) for entry in text.split(",")
+    )
 
 
-def _parse_lane(entry: str, max_positions: int) -> LaneSpec:
+def _parse_lane(entry: str, max_positions: int, *, fine: bool) -> LaneSpec:
     name, _, shape = entry.partition("=")
     slots, _, kv_len = shape.partition("x")
     classes = get_args(ServiceClass)
@@ -147,4 +186,5 @@ def _parse_lane(entry: str, max_positions: int) -> LaneSpec:
             "which is what the model takes"
         )
         raise ValueError(msg)
-    return LaneSpec("bulk" if name == "bulk" else "interactive", int(slots), int(kv_len))
+    service_class: ServiceClass = "bulk" if name == "bulk" else "interactive"
+    return LaneSpec(service_class, int(slots), int(kv_len), fine)

@@ -19,6 +19,7 @@ from shoal.validation import explain
 from shoal.wire import QUEUES
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+KVDType = Literal["auto", "int8"]
 Precision = Literal["highest", "high", "medium"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -45,8 +46,13 @@ class EngineSettings(BaseModel):
     )
     dtype: DType = Field(
         "auto",
-        description="Number format of weights and cache; `auto`: bfloat16 on a GPU, float32 "
-        "on a CPU.",
+        description="Number format of weights and cache; `auto`: bfloat16 on a GPU and "
+        "on a CPU with AMX or AVX512-BF16, else float32.",
+    )
+    kv_dtype: KVDType = Field(
+        "auto",
+        description="Number format of cached keys and values: `auto`, the model's own, or `int8`, "
+        "on a CPU alone: a quarter of float32's memory, and changes results.",
     )
     lanes: str | None = Field(
         None,
@@ -79,8 +85,9 @@ class EngineSettings(BaseModel):
     )
     kernels: bool = Field(
         True,
-        description="On a GPU with Triton: our own kernels for attention and for drawing tokens; "
-        "changes the last bits of results.",
+        description="Our own kernels for attention and for drawing tokens: Triton's on a GPU; on a "
+        "CPU native code, for matrix products too, which a C++ compiler builds at the first start. "
+        "Changes the last bits of results.",
     )
     compile: bool = Field(
         False,

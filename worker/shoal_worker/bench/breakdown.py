@@ -26,7 +26,7 @@ _PARTS = (
         "selection and sampling",
         r"_draw|topk|TopK|sort|radix|select|argmax|ArgMax",
     ),
-    ("matrix products", r"gemm|cutlass|nvjet|splitK|cublas|addmm|::mm|::bmm|linear"),
+    ("matrix products", r"shoal::product|gemm|cutlass|nvjet|splitK|cublas|addmm|::mm|::bmm|linear"),
     ("copies and gathers", r"Memcpy|Memset|copy|index|scatter|gather|::cat|CatArray"),
     ("norms and reductions", r"norm|reduce|softmax|cumsum|scan"),
 )

@@ -106,7 +106,7 @@ def main(
         outputs = list(_in_fresh_processes([*given, "--steps", str(steps)], processes))
         click.echo("\n".join(outputs))
         sys.exit(len({line for output in outputs for line in output.splitlines()}) != 1)
-    lane = LaneSpec("bulk", slots, kv_len)
+    lane = LaneSpec("bulk", slots, kv_len, fine=device == "cpu")
     engine = Engine(random_model(shape, device), LaneTable([lane]))
     for occupancy in _OCCUPANCIES:
         digests = digests_of(engine, lane, steps, occupancy)

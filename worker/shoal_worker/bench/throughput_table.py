@@ -8,6 +8,8 @@ from shoal.cli.show import plain_table, share
 from shoal_worker.bench.report_lines import print_origin, rate, spread
 from shoal_worker.bench.throughput import ENGINE, Report
 
+MAX_BUCKETS = 5
+
 
 def print_report(report: Report, console: Console) -> None:
     """Who is how fast, what the steps did, and where a step's time goes."""
@@ -80,5 +82,13 @@ def _print_step(report: Report, console: Console) -> None:
     table.add_row("whole step", f"{step.step_ms:.2f} ms", "")
     table.add_row("roofline", f"{report.step_bound_ms:.2f} ms", share(report.step_roofline_ratio))
     console.print(table)
-    times = ", ".join(f"{shape} {ms:,.1f} ms" for shape, ms in report.prefill_ms.items())
+    shown = _a_few(list(report.prefill_ms.items()))
+    times = ", ".join(f"{shape} {ms:,.1f} ms" for shape, ms in shown)
     console.print(f"a full prefill, rows × tokens: {times}")
+
+
+def _a_few(buckets: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Some from the first to the last: a CPU's lane may have dozens."""
+    last = len(buckets) - 1
+    places = {round(i * last / (MAX_BUCKETS - 1)) for i in range(MAX_BUCKETS)}
+    return [buckets[place] for place in sorted(places)]

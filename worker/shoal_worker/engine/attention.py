@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
 from shoal.errors import ModelError
+from shoal_worker.engine.quantized import restored
 
 ATTENTION_NAME = "shoal"
 
@@ -111,13 +112,17 @@ def _attend_live(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, positions: Tensor
 ) -> Tensor:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = torch.ops.shoal.attend_live(query[:, :, 0], key, value, positions, scale)
+    # Triton's kernel on a GPU, the native code's on a CPU.
+    attend_live = torch.ops.shoal.attend_live if query.is_cuda else torch.ops.shoal.attend_live_cpu
+    output: Tensor = attend_live(query[:, :, 0], key, value, positions, scale)
     return output[:, :, None]
 
 
 def _attend_masked(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Tensor
 ) -> Tensor:
+    if key.dtype == torch.int8:
+        key, value = restored(key, query.dtype), restored(value, query.dtype)
     slots, num_heads, length, head_dim = query.shape
     assert length == 1, "a decode step has one token a row"
     # The query heads that share a key head stand in the query's length: nothing is repeated.

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from shoal_worker.engine.quantized import FACTOR_BYTES, quantized
+
 
 class LayerShape(NamedTuple):
     """What one layer keeps for a token."""
@@ -28,6 +30,11 @@ class LayerShape(NamedTuple):
     def bytes_per_token(self) -> int:
         """Bytes of keys and values together."""
         return self.kv_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+    def as_int8(self) -> LayerShape:
+        """The same in the form that `quantized` gives."""
+        dims = self.key_dim + FACTOR_BYTES, self.value_dim + FACTOR_BYTES
+        return LayerShape(self.kv_heads, *dims, torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,11 @@ class TokenWrite:
     """Where a decode step's keys and values go: `positions` is `[slots]`."""
 
     positions: Tensor
+
+
+def _kept(states: Tensor, cache: Tensor) -> Tensor:
+    """Keys or values as the cache keeps them."""
+    return quantized(states) if cache.dtype == torch.int8 else states
 
 
 class LaneCache(Cache):
@@ -99,16 +111,17 @@ class LaneCache(Cache):
         # Not a match statement, which the compiler of the decode step does not know.
         write = self.write
         if isinstance(write, TokenWrite):
-            keys[self._all_slots, :, write.positions] = key_states[:, :, 0]
-            values[self._all_slots, :, write.positions] = value_states[:, :, 0]
+            keys[self._all_slots, :, write.positions] = _kept(key_states[:, :, 0], keys)
+            values[self._all_slots, :, write.positions] = _kept(value_states[:, :, 0], values)
             return keys, values
         assert write is not None, "a forward pass says first where it writes"
         # Zeroed here too: a weight of zero does not cancel a NaN behind the prompt's end.
         key_states = key_states.masked_fill(write.padding, 0)
         value_states = value_states.masked_fill(write.padding, 0)
         length = write.padding.shape[2]
-        keys[:, :, :length].index_copy_(0, write.slots, key_states[write.source])
-        values[:, :, :length].index_copy_(0, write.slots, value_states[write.source])
+        kept_keys, kept_values = _kept(key_states, keys), _kept(value_states, values)
+        keys[:, :, :length].index_copy_(0, write.slots, kept_keys[write.source])
+        values[:, :, :length].index_copy_(0, write.slots, kept_values[write.source])
         return key_states, value_states
 
     def clear(self, slots: Tensor, start: int, stop: int) -> None:

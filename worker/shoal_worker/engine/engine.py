@@ -20,6 +20,7 @@ from shoal_worker.engine.memory import available_bytes, readable
 from shoal_worker.engine.model import LoadedModel
 from shoal_worker.engine.options import EngineOptions
 from shoal_worker.engine.output_layer import pad_output_layer
+from shoal_worker.engine.packed import pack_linear_layers
 from shoal_worker.engine.probe import probe
 from shoal_worker.engine.runtime import Runtime
 from shoal_worker.lanes import Bucket, LaneSpec, LaneTable
@@ -51,8 +52,10 @@ class Engine:
         self.choices = (options or EngineOptions()).on(loaded.device)
         pad_output_layer(loaded.model)
         fuse_activations(loaded.model)
+        if self.choices.kernels:
+            pack_linear_layers(loaded.model)
         runtime = Runtime(self.choices, loaded.device, loaded.vocab_size)
-        self.lanes = _allocated(loaded, table, runtime)
+        self.lanes = _allocated(loaded, table, runtime, int8_cache=self.choices.kv_dtype == "int8")
 
     @property
     def fingerprint(self) -> str:
@@ -130,8 +133,12 @@ def _warmed_up(lane: Lane, bucket: Bucket) -> bool:
     return all(row == tokens[0] for row in tokens)
 
 
-def _allocated(loaded: LoadedModel, table: LaneTable, runtime: Runtime) -> dict[str, Lane]:
+def _allocated(
+    loaded: LoadedModel, table: LaneTable, runtime: Runtime, *, int8_cache: bool
+) -> dict[str, Lane]:
     shapes = probe(loaded.model)
+    if int8_cache:
+        shapes = tuple(shape.as_int8() for shape in shapes)
     needed = sum(Lane.bytes_needed(spec, shapes, loaded.vocab_size) for spec in table.lanes)
     free = available_bytes(loaded.device)
     if free is not None and needed > free:

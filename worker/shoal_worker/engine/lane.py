@@ -18,6 +18,7 @@ from shoal_worker.engine.cursors import Cursors
 from shoal_worker.engine.forward import next_logits, prompt_logits
 from shoal_worker.engine.graphs import Pass
 from shoal_worker.engine.launched import Launched, LaunchQueue
+from shoal_worker.engine.memory import with_room
 from shoal_worker.engine.plan import Reports
 from shoal_worker.engine.prompts import PromptInputs
 from shoal_worker.engine.runtime import Runtime
@@ -88,12 +89,12 @@ class Lane:
         prefill = self._prefill_passes[bucket]
         planned = self._planned(slots)
         prefill.inputs.fill(slots, sequences, frozenset(slots) - frozenset(planned))
-        prefill.run()
+        with_room(prefill.run)
         reports = []
         if planned:
             rows = to_device([slots.index(slot) for slot in planned], torch.int64, self._device)
             plan = self._sampling.plan(planned)
-            drawn = self._sampling.draw(prefill.logits[rows], plan)
+            drawn = with_room(lambda: self._sampling.draw(prefill.logits[rows], plan))
             self._cursors.tokens[plan.slots] = drawn.tokens
             reports.append(drawn.reports())
         self._launch(slots, sequences, self._cursors.tokens[None], planned, reports)
@@ -121,7 +122,7 @@ class Lane:
         tokens = self._cursors.tokens.new_empty(num_steps, self.spec.slots)
         reports = []
         for step_tokens in tokens:
-            self._decode_pass()
+            with_room(self._decode_pass)
             if planned:
                 reports.append(self._draw_planned(planned))
             step_tokens.copy_(self._cursors.tokens)
@@ -178,7 +179,7 @@ class Lane:
     def _draw_planned(self, slots: tuple[int, ...]) -> Reports | None:
         plan = self._sampling.plan(slots)
         # A slot that is not asked for wrote its newest token where it will write it again.
-        drawn = self._sampling.draw(self.logits[plan.slots], plan)
+        drawn = with_room(lambda: self._sampling.draw(self.logits[plan.slots], plan))
         self._cursors.advance(plan.slots, drawn.tokens)
         return drawn.reports()
 

@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+# What torch says of a CPU's memory, in an error that has no class of its own.
+_CPU_TEXTS = ("can't allocate memory", "not enough memory")
+
+log = logging.getLogger("shoal.engine")
+
+
+def with_room(run: Callable[[], T]) -> T:
+    """What `run` gives; should memory run out, what it gives once caches have been emptied.
+
+    Args:
+        run: changes nothing before it has all the memory that it needs.
+
+    Raises:
+        RuntimeError: there is no memory the second time either. The engine ends with it, and its
+            parent runs the rows again in a new one.
+    """
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("out of memory in a step; trying it again with empty caches")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return run()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was what lacked."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_TEXTS)
 
 
 def available_bytes(device: torch.device) -> int | None:

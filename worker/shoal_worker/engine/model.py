@@ -81,7 +81,8 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> Load
     Args:
         model: "demo", a local folder, or an id on the Hugging Face hub.
         device: auto (CUDA where there is any), cpu, cuda or cuda:N.
-        dtype: auto (float32 on a CPU, bfloat16 on CUDA), float32, bfloat16 or float16.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 on CUDA and on a CPU with AMX or
+            AVX512-BF16, else float32.
 
     Raises:
         ModelError: it cannot be found, read or run; the message says what to do.
@@ -128,10 +129,20 @@ def _device(device: str) -> torch.device:
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        return (
+            torch.bfloat16 if device.type == "cuda" or _cpu_multiplies_bfloat16() else torch.float32
+        )
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; without them float32 is faster."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False  # torch 2.11 does not say.
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal_worker.engine import native_ops
 from shoal_worker.engine.graphs import graph_pool
 from shoal_worker.engine.options import Choices
 from shoal_worker.engine.params import RowParams
@@ -36,7 +37,9 @@ class Runtime:
         self.draw: Callable[[Tensor, RowParams, Tensor], Tensor] | None = None
         self.max_top_k = 0
         self._compile = choices.compile
-        if choices.kernels:
+        if choices.kernels and device.type == "cpu":
+            self.draw, self.max_top_k = native_ops.draw, native_ops.MAX_TOP_K
+        elif choices.kernels:
             # Imported here: where there is no GPU there is no Triton.
             from shoal_worker.engine import triton_attention, triton_draw  # noqa: F401, PLC0415
 

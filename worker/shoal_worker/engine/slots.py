@@ -89,10 +89,12 @@ class SlotSampling:
         tokens = sample(
             self._adjusted(logits, plan, num_generated), plan.params, num_generated, plan.groups
         )
+        logprobs = None
+        if raw is not None:
+            logprobs = log_probabilities(raw, tokens[plan.logprobs], plan.max_logprobs)
+        # Last: a draw that runs out of memory before is made again.
         self._count(tokens, plan)
-        if raw is None:
-            return Drawn(plan, tokens)
-        return Drawn(plan, tokens, log_probabilities(raw, tokens[plan.logprobs], plan.max_logprobs))
+        return Drawn(plan, tokens, logprobs)
 
     def _adjusted(self, logits: Tensor, plan: Plan, num_generated: Tensor) -> Tensor:
         """Logits after bias, penalties and minimum length, in place: `[rows, vocab]`."""

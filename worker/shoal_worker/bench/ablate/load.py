@@ -69,8 +69,11 @@ class Load:
             for number in range(self.lone_prompts if arm.slots == 1 else self.num_prompts)
         ]
 
-    def table(self, arm: Arm, max_positions: int) -> LaneTable:
+    def table(self, arm: Arm, max_positions: int, *, fine: bool = False) -> LaneTable:
         """The lanes of an arm.
+
+        Args:
+            fine: as a lane is on this device.
 
         Raises:
             ModelError: the model takes less than the workload has.
@@ -83,9 +86,12 @@ class Load:
             )
         slots = arm.slots or self.slots
         if not arm.grouping:
-            return LaneTable([OneBucketLane("bulk", slots, max_positions, self.prompt_tokens[1])])
+            longest_prompt = self.prompt_tokens[1]
+            return LaneTable(
+                [OneBucketLane("bulk", slots, max_positions, prompt_len=longest_prompt)]
+            )
         lens = {min(self.short_len, max_positions), max_positions}
-        return LaneTable([LaneSpec("bulk", slots, kv_len) for kv_len in lens])
+        return LaneTable([LaneSpec("bulk", slots, kv_len, fine) for kv_len in lens])
 
     def texts(self) -> list[str]:
         """Paragraphs of Python's own manual, which every installation has."""

@@ -18,7 +18,7 @@ class OneBucketLane(LaneSpec):
         prompt_len: of its only bucket.
     """
 
-    prompt_len: int
+    prompt_len: int = 0
 
     def buckets(self) -> tuple[Bucket, ...]:
         """The one."""

@@ -80,7 +80,9 @@ class ServingTrial:
             patch.object(
                 engine_process,
                 "lane_table",
-                lambda _settings, max_positions, *_: self._load.table(arm, max_positions),
+                lambda _settings, max_positions, _bytes_per_token, *, on_gpu: self._load.table(
+                    arm, max_positions, fine=not on_gpu
+                ),
             )
         )
         if not arm.refill:

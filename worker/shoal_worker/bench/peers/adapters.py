@@ -94,17 +94,26 @@ class TransformersBatch:
 
     def __init__(self, setup: Setup) -> None:
         self._model = _transformers_model(setup)
+        self._kind = setup.kind
         self.differs = "paged cache"
 
     def generate(self, prompts: list[list[int]], new_tokens: list[int]) -> list[int]:
         """All prompts to the manager, and all results back."""
-        from transformers import GenerationConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
+        paging = ContinuousBatchingConfig()
+        if self._kind == "cpu":
+            # Else it takes most of the machine's memory, anew in each call.
+            lengths = sorted(map(len, prompts))[-SEQUENCES["cpu"] :]
+            pages = 2 + (lengths[-1] + max(new_tokens)) // paging.page_size
+            paging.num_blocks = pages * len(lengths)
         config = GenerationConfig(
             do_sample=True, top_k=TOP_K, max_new_tokens=max(new_tokens), eos_token_id=-1
         )
         made = [0] * len(prompts)
-        with self._model.continuous_batching_context_manager(config, timeout=5) as manager:
+        with self._model.continuous_batching_context_manager(
+            config, continuous_batching_config=paging, timeout=5
+        ) as manager:
             for i, (prompt, wanted) in enumerate(zip(prompts, new_tokens, strict=True)):
                 manager.add_request(prompt, request_id=str(i), max_new_tokens=wanted)
             left = len(prompts)
@@ -117,9 +126,13 @@ class TransformersBatch:
 
 
 class OpenVinoGenAI:
-    """Its pipeline for continuous batching, on token ids."""
+    """Its pipeline for continuous batching, on token ids.
 
-    def __init__(self, setup: Setup) -> None:
+    Args:
+        cache: number format of keys and values; u8 is its own choice.
+    """
+
+    def __init__(self, setup: Setup, cache: str = "u8") -> None:
         import openvino
         import openvino_genai
 
@@ -136,11 +149,12 @@ class OpenVinoGenAI:
         properties = {
             "INFERENCE_NUM_THREADS": setup.threads,
             "INFERENCE_PRECISION_HINT": precision,
+            "KV_CACHE_PRECISION": cache,
         }
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
             setup.converted or setup.model, scheduler, "CPU", properties
         )
-        self.differs = f"computes in {precision}, its default for the cache: 8 bit"
+        self.differs = f"{cache} cache"
 
     def generate(self, prompts: list[list[int]], new_tokens: list[int]) -> list[int]:
         """All prompts in one call."""
@@ -169,6 +183,7 @@ class CTranslate2:
             if converted is None:
                 converted = str(Path(folder) / "model")
                 ctranslate2.converters.TransformersConverter(setup.model).convert(converted)
+                _name_special_tokens(Path(converted) / "config.json")
             self._generator = ctranslate2.Generator(
                 converted,
                 device=setup.kind,
@@ -245,6 +260,13 @@ def _as_rows(prompt: list[int]) -> Any:
     import numpy as np
 
     return np.array([prompt], dtype=np.int64)
+
+
+def _name_special_tokens(config: Path) -> None:
+    """A tokenizer need not have all special tokens; CTranslate2 reads a text for each."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    named = {key: "" if value is None else value for key, value in settings.items()}
+    config.write_text(json.dumps(named), encoding="utf-8")
 
 
 def _token_texts(model: Path) -> dict[int, str]:

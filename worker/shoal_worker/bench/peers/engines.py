@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 from shoal_worker.bench.peers import adapters
@@ -54,6 +55,14 @@ ENGINES = {
     "openvino": Engine(
         "OpenVINO GenAI",
         adapters.OpenVinoGenAI,
+        ("openvino_genai",),
+        "openvino-genai",
+        "pip install openvino-genai",
+        devices=("cpu",),
+    ),
+    "openvino-f16": Engine(
+        "OpenVINO GenAI, 16-bit cache",
+        partial(adapters.OpenVinoGenAI, cache="f16"),
         ("openvino_genai",),
         "openvino-genai",
         "pip install openvino-genai",

@@ -94,7 +94,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Entrant:
-    """One that runs: its engine, its title, its setup; and what came of it.
+    """One that runs: its engine, title, interpreter and setup; and what came of it.
 
     Attributes:
         process: while it is kept loaded.
@@ -134,6 +134,7 @@ def measure(settings: EngineSettings, wanted: Wanted, tell: Callable[[str], None
         entrants = _entrants(settings, wanted, found, base)
         runner = _Runner(package, workload, tell, keeps=device.type == "cpu")
         stack.callback(runner.close, entrants)
+        runner.load_all(entrants)
         for number, title in in_turns([one.title for one in entrants], wanted.rounds):
             entrant = next(one for one in entrants if one.title == title)
             tell(f"round {number + 1} of {wanted.rounds}: {title}")
@@ -170,23 +171,34 @@ class _Runner:
         self._tell = tell
         self._keeps = keeps
 
+    def load_all(self, entrants: list[_Entrant]) -> None:
+        """Load those that are kept."""
+        if self._keeps:
+            for entrant in entrants:
+                self._tried(entrant, self._load)
+
     def run(self, entrant: _Entrant) -> None:
         """Once; one that has failed is asked no more."""
+        if not self._keeps:
+            self._tried(entrant, self._load)
+        self._tried(entrant, self._run)
+        if not self._keeps:
+            self.close([entrant])
+
+    def _tried(self, entrant: _Entrant, part: Callable[[_Entrant], None]) -> None:
         if entrant.failure is not None:
             return
         try:
-            process = entrant.process or self._loaded(entrant)
-            entrant.process = process
-            run = process.run(self._workload)
+            part(entrant)
         except PeerFailed as error:
             if entrant.engine == SHOAL:
                 raise ShoalError(f"{entrant.title} {error}") from None
             entrant.failure = str(error)
             self.close([entrant])
-            return
-        entrant.tokens_per_s.append(run.tokens_per_s)
-        if not self._keeps:
-            self.close([entrant])
+
+    def _run(self, entrant: _Entrant) -> None:
+        assert entrant.process is not None, "it was loaded before"
+        entrant.tokens_per_s.append(entrant.process.run(self._workload).tokens_per_s)
 
     def close(self, entrants: list[_Entrant]) -> None:
         """End those that run."""
@@ -195,14 +207,13 @@ class _Runner:
             if process is not None:
                 process.close()
 
-    def _loaded(self, entrant: _Entrant) -> PeerProcess:
+    def _load(self, entrant: _Entrant) -> None:
         self._tell(f"loading {entrant.title}")
         process = PeerProcess(entrant.engine, entrant.place, entrant.setup, self._package)
         entrant.process = process
         entrant.differs, entrant.load_s = process.differs, process.load_s
         self._tell(f"warming up {entrant.title}")
         process.run(self._workload.first(WARM_UP_PART))
-        return process
 
 
 def _entrants(
