@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal_worker.bench.ablate.arms import TopK
-from shoal_worker.engine import sampling
+from shoal_worker.engine import native_ops, sampling
 from shoal_worker.engine.params import RowParams
 
 
@@ -31,6 +31,7 @@ def select_by(way: TopK, stack: ExitStack) -> None:
 
 def draw_after_the_pass(stack: ExitStack) -> None:
     """Have engines made while the stack is open draw here, not by a kernel within a step."""
+    stack.enter_context(patch.object(native_ops, "draw", None))
     if torch.cuda.is_available() and find_spec("triton") is not None:
         kernel = import_module("shoal_worker.engine.triton_draw")
         stack.enter_context(patch.object(kernel, "MAX_VOCAB", 0))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from shoal_worker.bench.ablate.arms import DEFAULT, Arm
 
 Kind = Literal["serving", "loading", "tokenising"]
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Switch:
         on, off: the arms; at most one of them is the default.
         on_text, off_text: what each does.
         setting: of `shoal worker`, where it is one; else it is in the benchmark alone.
-        needs_gpu: it does nothing elsewhere.
+        only_on: the kind of device that has it; None: all.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Switch:
     off_text: str
     kind: Kind = "serving"
     setting: str | None = None
-    needs_gpu: bool = False
+    only_on: Device | None = None
     claims: tuple[Claim, ...] = ()
 
     @property
@@ -66,7 +67,7 @@ def of_setting(
     on: Any = None,
     off: Any = None,
     base: Arm = DEFAULT,
-    needs_gpu: bool = False,
+    only_on: Device | None = None,
     claims: tuple[Claim, ...] = (),
 ) -> Switch:
     """A setting of the worker's: None stands for its default."""
@@ -81,6 +82,6 @@ def of_setting(
         on_text,
         off_text,
         setting=setting,
-        needs_gpu=needs_gpu,
+        only_on=only_on,
         claims=claims,
     )

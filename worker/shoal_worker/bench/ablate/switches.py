@@ -17,10 +17,10 @@ _ATTENTIONS_OFF = (
     Claim("10–15% less memory", "peak_bytes", 1 / 0.9, 1 / 0.85),
 )
 _TOP_K_TITLES: dict[TopK, str] = {
-    "unordered": "defined order of ties",
-    "scatter": "against scatter",
-    "mask": "against mask",
-    "sort": "against sort",
+    "ordered": "our draw against topk in [rows, k]",
+    "scatter": "our draw against scatter",
+    "mask": "our draw against mask",
+    "sort": "our draw against sort",
 }
 
 
@@ -173,19 +173,18 @@ def _model() -> Iterable[Switch]:
     )
     yield of_setting(
         "kernels",
-        "decode attention kernel",
+        "our own kernels",
         "kernels",
         off=False,
-        on_text="our kernels, which read live positions only",
-        off_text="scaled_dot_product_attention under a mask, torch.topk",
-        needs_gpu=True,
+        on_text="Triton's on a GPU, native code on a CPU: attention, drawing, products",
+        off_text="torch's: scaled_dot_product_attention under a mask, topk, its products",
     )
     yield from _top_k()
 
 
 def _top_k() -> Iterable[Switch]:
     ways: dict[TopK, str] = {
-        "unordered": "torch.topk as it is, ties in any order",
+        "ordered": "torch.topk and gather in [rows, k], ties by token id",
         "scatter": "topk, scattered back to the vocabulary",
         "mask": "vocabulary masked below the k-th value",
         "sort": "whole vocabulary sorted",
@@ -196,9 +195,17 @@ def _top_k() -> Iterable[Switch]:
             f"top-k: {_TOP_K_TITLES[way]}",
             DEFAULT,
             replace(DEFAULT, top_k=way),
-            "the engine's: candidates in [rows, k], ties by token id",
+            "the engine's own draw",
             text,
         )
+    yield Switch(
+        "unordered-ties",
+        "top-k: ties in any order",
+        replace(DEFAULT, top_k="unordered"),
+        replace(DEFAULT, top_k="ordered"),
+        "torch.topk as it is",
+        ways["ordered"],
+    )
     yield Switch(
         "scatter-against-mask",
         "top-k: scatter against mask",
@@ -229,6 +236,15 @@ def _engine() -> Iterable[Switch]:
         "a batch ends before the next begins",
     )
     yield of_setting(
+        "int8-kv",
+        "int8 keys and values",
+        "kv_dtype",
+        on="int8",
+        on_text="cached in int8",
+        off_text="cached as computed",
+        only_on="cpu",
+    )
+    yield of_setting(
         "compile",
         "torch.compile",
         "compile",
@@ -243,7 +259,7 @@ def _engine() -> Iterable[Switch]:
         off=False,
         on_text="a step's kernels launched as one",
         off_text="launched one by one",
-        needs_gpu=True,
+        only_on="cuda",
     )
     yield of_setting(
         "decode-steps",
@@ -252,7 +268,7 @@ def _engine() -> Iterable[Switch]:
         off=1,
         on_text="4 tokens between two looks",
         off_text="1",
-        needs_gpu=True,
+        only_on="cuda",
     )
     yield of_setting(
         "run-ahead",
@@ -261,5 +277,5 @@ def _engine() -> Iterable[Switch]:
         off=False,
         on_text="next steps launched before the last are read",
         off_text="read first",
-        needs_gpu=True,
+        only_on="cuda",
     )
