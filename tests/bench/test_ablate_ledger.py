@@ -27,7 +27,8 @@ from shoal_worker.bench.ablate.ledger import (
 )
 from shoal_worker.bench.ablate.markdown import as_markdown
 from shoal_worker.bench.ablate.ratios import Interval, paired_ratio, steps, verdict
-from shoal_worker.bench.ablate.switches import Claim, switches
+from shoal_worker.bench.ablate.switch import Claim
+from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.settings import EngineSettings, WorkerSettings, flag
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,9 +21,11 @@ from shoal_worker.bench.ablate.load import LOADS
 from shoal_worker.bench.ablate.python_bpe import PythonBPE
 from shoal_worker.bench.ablate.rungs import NAIVE, rungs
 from shoal_worker.bench.ablate.slower_top_k import by_mask, by_scatter
-from shoal_worker.bench.ablate.switches import Switch, switches
+from shoal_worker.bench.ablate.switch import Switch
+from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.bench.ablate.tokenising import TokenisingTrial
 from shoal_worker.bench.ablate.trial import ServingTrial
+from shoal_worker.engine import native
 
 LOAD = replace(
     LOADS["cpu", True],
@@ -35,9 +38,9 @@ LOAD = replace(
 )
 ALL = switches("float32")
 # Compiling takes as long as all the others together.
-SERVED = [s for s in ALL if s.kind == "serving" and not s.needs_gpu and s.name != "compile"]
+SERVED = [s for s in ALL if s.kind == "serving" and s.only_on != "cuda" and s.name != "compile"]
 OTHER_DRAWS = ("scatter", "mask")
-ROUNDED = ("dtype", "matmul-high", "matmul-medium")
+ROUNDED = ("dtype", "int8-kv", "matmul-high", "matmul-medium")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,22 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Arm], tuple[Cou
     return of
 
 
+def skip_without_native_code() -> None:
+    try:
+        native.library()
+    except native.NativeUnavailable as error:
+        assert "CI" not in os.environ, "CI has a compiler"
+        pytest.skip(str(error))
+
+
 Trial = Callable[[Arm], tuple[Counts, list[object]]]
 
 
 @pytest.mark.parametrize("switch", SERVED, ids=lambda switch: switch.name)
 def test_a_switch_s_arms_differ_in_something_countable(trial: Trial, switch: Switch) -> None:
+    if switch.name == "kernels":
+        skip_without_native_code()
+
     found = difference(trial(switch.on)[0], trial(switch.off)[0])
 
     assert (found is None) == (switch.name == "control")
@@ -88,9 +102,10 @@ def test_the_naive_loop_makes_the_default_s_first_completions(trial: Trial) -> N
     assert len(naive) == LOAD.lone_prompts
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_each_rung_is_another_arm_and_the_last_is_the_default(on_gpu: bool) -> None:
-    arms = [rung.arm for rung in rungs(on_gpu=on_gpu)]
+def test_each_rung_is_another_arm_and_the_last_is_the_default(on_gpu: bool, dtype: str) -> None:
+    arms = [rung.arm for rung in rungs(on_gpu=on_gpu, default_dtype=dtype)]
 
     assert len(set(arms)) == len(arms)
     assert arms[-1] == DEFAULT

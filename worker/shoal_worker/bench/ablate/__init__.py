@@ -1,7 +1,7 @@
 """`shoal bench ablate`: what each optimisation does on this machine, on against off.
 
     arms.py        a way to run the workload, as a value: pure
-    switches.py    every optimisation as two arms, with what write-ups claim of it: pure
+    switch.py, switches.py    every optimisation as two arms, with what write-ups claim of it: pure
     rungs.py       from the naive loop to the default, one at a time: pure
     ratios.py      medians, bootstrap intervals and verdicts: pure
     load.py        what every arm runs

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Loading = Literal["mapped", "state_dict"]
 Attention = Literal["engine", "eager"]
-TopK = Literal["engine", "unordered", "scatter", "mask", "sort"]
+TopK = Literal["engine", "ordered", "unordered", "scatter", "mask", "sort"]
 Tokenising = Literal["batched", "single", "python"]
 
 
@@ -26,7 +26,7 @@ class Arm:
         attention: the engine's, or scores and weights as matrices of their own.
         keep_attentions: have the model return its attention weights; needs eager attention.
         keep_hidden_states: have it return what every layer made.
-        top_k: how the k likeliest tokens are found and drawn from.
+        top_k: how the k likeliest tokens are drawn from: by the engine, or after its step.
         grouping: lanes and buckets by length; else every sequence runs at the longest one's.
         refill: a finished slot is refilled; else a batch ends before the next one begins.
         slots: of each lane; None for the workload's.

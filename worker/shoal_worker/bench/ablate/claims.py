@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from shoal_worker.bench.ablate.ledger import MAIN_METRIC, METRICS, ClaimRow, Reading
 from shoal_worker.bench.ablate.ratios import Interval, verdict
-from shoal_worker.bench.ablate.switches import Claim
+from shoal_worker.bench.ablate.switch import Claim
 
 # One process's peak moves by so much from run to run: less is no finding.
 _MEMORY_NOISE = 0.01

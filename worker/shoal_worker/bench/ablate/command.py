@@ -139,13 +139,15 @@ def _all_rows(
     """Rows so far, and a waterfall only when it is whole."""
     on_gpu = header.device == "cuda"
     wanted = [switch for switch in switches(header.dtype) if switch.name in chosen]
-    here = [switch for switch in wanted if on_gpu or not switch.needs_gpu]
-    not_here = {switch.title: "it needs a GPU" for switch in wanted if switch not in here}
+    here = [switch for switch in wanted if switch.only_on in (None, header.device)]
+    not_here = {
+        switch.title: f"on {switch.only_on} alone" for switch in wanted if switch not in here
+    }
     rows: list[Row] = []
     for row in measurements.rows(here):
         rows = sorted([*rows, row], key=lambda row: _NAMES.index(row.name))
         yield rows, [], not_here
-    climbed = rungs(on_gpu=on_gpu) if WATERFALL in chosen else []
+    climbed = rungs(on_gpu=on_gpu, default_dtype=header.dtype) if WATERFALL in chosen else []
     yield rows, list(measurements.rungs(climbed)), not_here
 
 

@@ -17,7 +17,7 @@ from shoal_worker.bench.ablate.processes import Question, Spec, TrialProcess, tr
 from shoal_worker.bench.ablate.ratios import paired_ratio
 from shoal_worker.bench.ablate.rounds import Say, in_rounds
 from shoal_worker.bench.ablate.rungs import Rung
-from shoal_worker.bench.ablate.switches import Kind, Switch
+from shoal_worker.bench.ablate.switch import Kind, Switch
 
 Pairs = list[tuple[float, float]]
 _OTHER_DRAWS = frozenset({"scatter", "mask"})

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from shoal.errors import ShoalError
 from shoal_worker.bench.ablate.arms import Arm
 from shoal_worker.bench.ablate.load import Load
-from shoal_worker.bench.ablate.switches import Kind
+from shoal_worker.bench.ablate.switch import Kind
 
 _CHILD = "shoal_worker.bench.ablate.child"
 _LEAVING_S = 3

@@ -15,6 +15,7 @@ from shoal_worker.engine.forward import prompt_logits
 from shoal_worker.engine.model import LoadedModel
 from shoal_worker.engine.options import EngineOptions
 from shoal_worker.engine.output_layer import pad_output_layer
+from shoal_worker.engine.packed import pack_linear_layers
 from shoal_worker.engine.params import RowParams
 from shoal_worker.engine.plan import Traits, make_plan
 from shoal_worker.engine.sampling import sample
@@ -40,6 +41,8 @@ class RecomputingEngine:
         self.logits = torch.empty(0, device=loaded.device)
         pad_output_layer(loaded.model)
         fuse_activations(loaded.model)
+        if self.choices.kernels:
+            pack_linear_layers(loaded.model)
 
     @torch.inference_mode()
     def prefill(self, step: Prefill) -> list[list[SampledToken]]:

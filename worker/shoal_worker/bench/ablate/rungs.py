@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from shoal_worker.bench.ablate.arms import DEFAULT, Arm
 
@@ -17,13 +18,15 @@ NAIVE = Arm(
     refill=False,
     slots=1,
 )
-_NAIVE_ON_GPU = {
-    "cuda_graphs": False,
-    "decode_steps": 1,
-    "dtype": "float32",
-    "kernels": False,
-    "run_ahead": False,
+# What changes last, in this order: settings at what the naive loop does.
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "dtype": ("float32", "bfloat16"),
+    "kernels": (False, "our own kernels"),
+    "cuda_graphs": (False, "CUDA graphs"),
+    "decode_steps": (1, "several steps a look"),
+    "run_ahead": (False, "run ahead"),
 }
+_ON_CPU = ("kernels",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,14 @@ class Rung:
     arm: Arm
 
 
-def rungs(*, on_gpu: bool) -> list[Rung]:
+def rungs(*, on_gpu: bool, default_dtype: str) -> list[Rung]:
     """From the naive loop to the default, which is the last."""
-    arm = NAIVE.with_settings(**_NAIVE_ON_GPU) if on_gpu else NAIVE
+    names = [name for name in _SETTINGS if on_gpu or name in _ON_CPU]
+    if default_dtype != "float32" and "dtype" not in names:
+        names.insert(0, "dtype")
+    if default_dtype == "float32":
+        names = [name for name in names if name != "dtype"]
+    arm = NAIVE.with_settings(**{name: _SETTINGS[name][0] for name in names})
     climbed = [Rung("naive loop: one prompt, no cache, all outputs", arm)]
 
     def climb(title: str, arm: Arm) -> None:
@@ -51,14 +59,7 @@ def rungs(*, on_gpu: bool) -> list[Rung]:
     climb("many prompts at once", replace(climbed[-1].arm, slots=None))
     climb("length grouping", replace(climbed[-1].arm, grouping=True))
     climb("slot refill", replace(climbed[-1].arm, refill=True))
-    if on_gpu:
-        for title, setting in (
-            ("bfloat16", "dtype"),
-            ("our kernels", "kernels"),
-            ("CUDA graphs", "cuda_graphs"),
-            ("several steps a look", "decode_steps"),
-            ("run ahead", "run_ahead"),
-        ):
-            climb(title, climbed[-1].arm.without_setting(setting))
+    for name in names:
+        climb(_SETTINGS[name][1], climbed[-1].arm.without_setting(name))
     assert climbed[-1].arm == DEFAULT, "the last rung is the default"
     return climbed

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib import import_module
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from shoal_worker.bench.ablate.arms import TopK
-from shoal_worker.engine import sampling
+from shoal_worker.engine import native_ops, sampling
 from shoal_worker.engine.params import RowParams
 
 
@@ -25,6 +27,14 @@ def select_by(way: TopK, stack: ExitStack) -> None:
         stack.enter_context(patch.object(sampling, "in_order", _FINDERS[way]))
     if way in FILTERS:
         _draw_from_vocabulary(FILTERS[way], stack)
+
+
+def draw_after_the_pass(stack: ExitStack) -> None:
+    """Have engines made while the stack is open draw here, not by a kernel within a step."""
+    stack.enter_context(patch.object(native_ops, "draw", None))
+    if torch.cuda.is_available() and find_spec("triton") is not None:
+        kernel = import_module("shoal_worker.engine.triton_draw")
+        stack.enter_context(patch.object(kernel, "MAX_VOCAB", 0))
 
 
 def _by_sort(logits: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

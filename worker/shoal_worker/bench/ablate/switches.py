@@ -1,64 +1,15 @@
 """Every optimisation as a pair of arms, on and off, with all else at default; and what is claimed.
 
-A new option of the engine is one more `_setting(...)` in `switches`. Pure data.
+A new option of the engine is one more `of_setting(...)` in `_engine`. Pure data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
-from shoal_worker.bench.ablate.arms import DEFAULT, Arm, TopK
-
-Kind = Literal["serving", "loading", "tokenising"]
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What write-ups say.
-
-    Attributes:
-        metric: a name in `ledger.METRICS`, or a fact of the model.
-        low, high: the gain as a factor, over 1 for faster or smaller; for a fact, its value.
-    """
-
-    text: str
-    metric: str
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """One optimisation.
-
-    Attributes:
-        name: for `--only`.
-        on, off: the arms; at most one of them is the default.
-        on_text, off_text: what each does.
-        setting: of `shoal worker`, where it is one; else it is in the benchmark alone.
-        needs_gpu: it does nothing elsewhere.
-    """
-
-    name: str
-    title: str
-    on: Arm
-    off: Arm
-    on_text: str
-    off_text: str
-    kind: Kind = "serving"
-    setting: str | None = None
-    needs_gpu: bool = False
-    claims: tuple[Claim, ...] = ()
-
-    @property
-    def default(self) -> Literal["on", "off"] | None:
-        """Which of them `shoal worker` does by itself; None where it does neither."""
-        if self.on == DEFAULT:
-            return "on"
-        return "off" if self.off == DEFAULT else None
-
+from shoal_worker.bench.ablate.arms import DEFAULT, TopK
+from shoal_worker.bench.ablate.switch import Claim, Switch, of_setting
 
 _EAGER = replace(DEFAULT, attention="eager")
 _ATTENTIONS_OFF = (
@@ -66,10 +17,10 @@ _ATTENTIONS_OFF = (
     Claim("10–15% less memory", "peak_bytes", 1 / 0.9, 1 / 0.85),
 )
 _TOP_K_TITLES: dict[TopK, str] = {
-    "unordered": "defined order of ties",
-    "scatter": "against scatter",
-    "mask": "against mask",
-    "sort": "against sort",
+    "ordered": "our draw against topk in [rows, k]",
+    "scatter": "our draw against scatter",
+    "mask": "our draw against mask",
+    "sort": "our draw against sort",
 }
 
 
@@ -138,7 +89,7 @@ def _torch(default_dtype: str) -> Iterable[Switch]:
     # These precisions are of float32 products; without those there is nothing to compare.
     exact = DEFAULT if default_dtype == "float32" else DEFAULT.with_settings(dtype="float32")
     for precision in ("high", "medium"):
-        yield _setting(
+        yield of_setting(
             f"matmul-{precision}",
             f"float32 matmul precision {precision}",
             "matmul_precision",
@@ -148,7 +99,7 @@ def _torch(default_dtype: str) -> Iterable[Switch]:
             base=exact,
             claims=(Claim("10–20% faster", "tokens_per_s", 1.10, 1.20),),
         )
-    yield _setting(
+    yield of_setting(
         "cudnn-benchmark",
         "cudnn.benchmark",
         "cudnn_benchmark",
@@ -220,21 +171,20 @@ def _model() -> Iterable[Switch]:
         "the engine's own",
         "eager: scores, softmax, product",
     )
-    yield _setting(
+    yield of_setting(
         "kernels",
-        "decode attention kernel",
+        "our own kernels",
         "kernels",
         off=False,
-        on_text="our kernels, which read live positions only",
-        off_text="scaled_dot_product_attention under a mask, torch.topk",
-        needs_gpu=True,
+        on_text="Triton's on a GPU, native code on a CPU: attention, drawing, products",
+        off_text="torch's: scaled_dot_product_attention under a mask, topk, its products",
     )
     yield from _top_k()
 
 
 def _top_k() -> Iterable[Switch]:
     ways: dict[TopK, str] = {
-        "unordered": "torch.topk as it is, ties in any order",
+        "ordered": "torch.topk and gather in [rows, k], ties by token id",
         "scatter": "topk, scattered back to the vocabulary",
         "mask": "vocabulary masked below the k-th value",
         "sort": "whole vocabulary sorted",
@@ -245,9 +195,17 @@ def _top_k() -> Iterable[Switch]:
             f"top-k: {_TOP_K_TITLES[way]}",
             DEFAULT,
             replace(DEFAULT, top_k=way),
-            "the engine's: candidates in [rows, k], ties by token id",
+            "the engine's own draw",
             text,
         )
+    yield Switch(
+        "unordered-ties",
+        "top-k: ties in any order",
+        replace(DEFAULT, top_k="unordered"),
+        replace(DEFAULT, top_k="ordered"),
+        "torch.topk as it is",
+        ways["ordered"],
+    )
     yield Switch(
         "scatter-against-mask",
         "top-k: scatter against mask",
@@ -277,7 +235,16 @@ def _engine() -> Iterable[Switch]:
         "a finished slot is refilled",
         "a batch ends before the next begins",
     )
-    yield _setting(
+    yield of_setting(
+        "int8-kv",
+        "int8 keys and values",
+        "kv_dtype",
+        on="int8",
+        on_text="cached in int8",
+        off_text="cached as computed",
+        only_on="cpu",
+    )
+    yield of_setting(
         "compile",
         "torch.compile",
         "compile",
@@ -285,60 +252,30 @@ def _engine() -> Iterable[Switch]:
         on_text="decode step compiled",
         off_text="eager",
     )
-    yield _setting(
+    yield of_setting(
         "cuda-graphs",
         "CUDA graphs",
         "cuda_graphs",
         off=False,
         on_text="a step's kernels launched as one",
         off_text="launched one by one",
-        needs_gpu=True,
+        only_on="cuda",
     )
-    yield _setting(
+    yield of_setting(
         "decode-steps",
         "several steps a look",
         "decode_steps",
         off=1,
         on_text="4 tokens between two looks",
         off_text="1",
-        needs_gpu=True,
+        only_on="cuda",
     )
-    yield _setting(
+    yield of_setting(
         "run-ahead",
         "run ahead",
         "run_ahead",
         off=False,
         on_text="next steps launched before the last are read",
         off_text="read first",
-        needs_gpu=True,
-    )
-
-
-def _setting(
-    name: str,
-    title: str,
-    setting: str,
-    *,
-    on_text: str,
-    off_text: str,
-    on: Any = None,
-    off: Any = None,
-    base: Arm = DEFAULT,
-    needs_gpu: bool = False,
-    claims: tuple[Claim, ...] = (),
-) -> Switch:
-    """A setting of the worker's: None stands for its default."""
-    arm_on, arm_off = (
-        base if value is None else base.with_settings(**{setting: value}) for value in (on, off)
-    )
-    return Switch(
-        name,
-        title,
-        arm_on,
-        arm_off,
-        on_text,
-        off_text,
-        setting=setting,
-        needs_gpu=needs_gpu,
-        claims=claims,
+        only_on="cuda",
     )

@@ -27,7 +27,7 @@ from shoal_worker.bench.ablate.load import Load
 from shoal_worker.bench.ablate.neighbours import Neighbours
 from shoal_worker.bench.ablate.recompute import RecomputingEngine
 from shoal_worker.bench.ablate.schedules import WaveScheduler
-from shoal_worker.bench.ablate.slower_top_k import select_by
+from shoal_worker.bench.ablate.slower_top_k import draw_after_the_pass, select_by
 from shoal_worker.bench.breakdown import synchronize
 from shoal_worker.engine import Engine
 from shoal_worker.engine.probe import probe
@@ -87,6 +87,8 @@ class ServingTrial:
         )
         if not arm.refill:
             stack.enter_context(patch.object(engine_process, "Scheduler", WaveScheduler))
+        if arm.top_k != "engine":
+            draw_after_the_pass(stack)
         if arm.loading == "state_dict":
             old_ways.load_by_state_dict(stack)
 
