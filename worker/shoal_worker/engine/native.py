@@ -22,7 +22,7 @@ import torch  # Its OpenMP must be the one that the library finds.
 from shoal_worker.engine.fingerprint import hardware
 
 SOURCE = Path(__file__).with_name("native.cpp")
-CACHE = "SHOAL_KERNELS"
+CACHE = "SHOAL_KERNEL_CACHE"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 _BUILD_TIMEOUT_S = 120.0
