@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -42,17 +41,11 @@ def plan(tmp_path: Path, output: str) -> Plan:
     )
 
 
-def needs_zstandard() -> pytest.MarkDecorator:
-    """fsspec, which opens files for datasets, reads .zst with this package alone."""
-    found = importlib.util.find_spec("zstandard")
-    return pytest.mark.skipif(found is None, reason="needs the package zstandard")
-
-
 @pytest.mark.parametrize(
     ("builder", "output"),
     [
         ("json", "out.jsonl"),
-        pytest.param("json", "out.jsonl.zst", marks=needs_zstandard()),
+        ("json", "out.jsonl.zst"),
         ("parquet", "out.parquet"),
         ("", "corpus"),
     ],
