@@ -212,6 +212,7 @@ class Circumstances:
         self.report.digests[what] = summary["rows_sha256"]
         self.report.files[what] = summary["file_sha256"]
         self.report.wall_s[what] = time.monotonic() - started_s
+        print(f"{what}: {self.report.digests[what][:16]}", file=sys.stderr, flush=True)
 
 
 def run(options: Options) -> Report:
