@@ -118,7 +118,7 @@ def test_redis_worker_exporter_and_a_bulk_run_work_together(tmp_path: Path) -> N
         was_ready_at_once = is_healthy("worker", at["worker"])
         wait_until(lambda: is_healthy("worker", at["worker"]), "the worker is ready", 120)
         bulk = subprocess.run(
-            [*SHOAL, *replaced(services()["bulk"]["command"], {"/work": str(tmp_path)})],
+            [*SHOAL, *replaced(services()["bulk"]["command"], {"/corpus": str(tmp_path)})],
             env=os.environ | shoal_environment("bulk", tmp_path, 0),
             capture_output=True,
             text=True,

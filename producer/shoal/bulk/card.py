@@ -25,7 +25,7 @@ tags:
 
 # {name}
 
-{rows} completions, generated with [Shoal](https://pypi.org/project/shoal/) {version}.
+{rows} completions, generated with Shoal {version}.
 
 | | |
 | --- | --- |
