@@ -101,4 +101,4 @@ def _child() -> None:
 
 
 if __name__ == "__main__":
-    _child() if len(sys.argv) == 3 and sys.argv[1].isdecimal() else main()
+    _child() if sys.argv[1:2] and sys.argv[1].isdecimal() else main()
