@@ -198,7 +198,7 @@ def test_whatever_keeps_jobs_from_being_sent_reaches_all_who_send(
     async def main() -> None:
         async with AsyncClient(redis_url) as client:
             with monkeypatch.context() as patch:
-                patch.setattr(client, "_enqueue_once", failing(error))
+                patch.setattr(client, "_enqueue", failing(error))
                 outcomes = await asyncio.gather(
                     client.submit("a"), client.submit("b"), return_exceptions=True
                 )
@@ -214,12 +214,12 @@ def test_who_sends_when_the_client_is_closed_is_told_so(
     async def main() -> None:
         under_way = asyncio.Event()
 
-        async def hang(**_options: Any) -> None:
+        async def hang(*_jobs: Any) -> None:
             under_way.set()
             await asyncio.sleep(60)
 
         async with AsyncClient(redis_url) as client:
-            monkeypatch.setattr(client, "_enqueue_once", hang)
+            monkeypatch.setattr(client, "_enqueue", hang)
             first = asyncio.create_task(client.submit("a"))
             await under_way.wait()
             second = asyncio.create_task(client.submit("b"))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
+from redis.connection import AbstractConnection
 from tests.scripted_worker import ScriptedWorker
 
 from shoal import Client, GenerationFailed, InvalidRequest
@@ -17,6 +19,33 @@ from shoal.jobs import EXPIRIES_KEY, cancel_key, results_key, stream_key
 def client(redis_url: str) -> Iterator[Client]:
     with Client(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def forgetful(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server knows no script whenever something is sent to it, as if it had just restarted."""
+    with redis.Redis.from_url(redis_url) as other:
+        send = AbstractConnection.send_packed_command
+
+        def forget_and_send(
+            connection: AbstractConnection, command: Any, check_health: bool = True
+        ) -> None:
+            if connection not in own_connections:
+                other.script_flush()
+            send(connection, command, check_health)
+
+        other.ping()
+        own_connections = [other.connection_pool.get_connection()]
+        other.connection_pool.release(own_connections[0])
+        monkeypatch.setattr(AbstractConnection, "send_packed_command", forget_and_send)
+        yield
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_jobs_are_sent_whatever_moment_the_server_is_restarted_at(client: Client) -> None:
+    jobs = client.submit_many(["a", "b"], requests_per_job=1)
+
+    assert [job.status for job in jobs] == ["queued", "queued"]
 
 
 def test_a_result_that_nests_too_deeply_is_a_bad_one(client: Client) -> None:

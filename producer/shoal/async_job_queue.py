@@ -162,17 +162,19 @@ class AsyncJobQueue:
             async with self._sending:
                 self._next = None
                 with redis_errors(self.redis_url):
-                    async with self.redis.pipeline(transaction=False) as pipeline:
-                        for job in together.jobs:
-                            await self._enqueue_once(
-                                keys=[job.key], args=job.script_args, client=pipeline
-                            )
-                        await pipeline.execute()
+                    await self._enqueue(together.jobs)
         except Exception as error:  # noqa: BLE001
             # An edge: several callers wait here, and none of them must hang, whatever it was.
             together.sent.set_exception(error)
         else:
             together.sent.set_result(None)
+
+    async def _enqueue(self, jobs: Sequence[OutgoingJob]) -> None:
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.script_load(ENQUEUE_ONCE)  # As in `JobQueue.send`.
+            for job in jobs:
+                pipeline.evalsha(self._enqueue_once.sha, 1, job.key, *job.script_args)
+            await pipeline.execute()
 
     def _sender_ended(self, together: _RoundTrip, sender: asyncio.Task[None]) -> None:
         self._senders.discard(sender)

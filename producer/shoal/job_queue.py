@@ -182,8 +182,9 @@ class JobQueue:
         with self._redis_errors():
             self._check_room(jobs)
             with self.redis.pipeline(transaction=False) as pipeline:
+                pipeline.script_load(ENQUEUE_ONCE)  # In the same trip: no restart comes between.
                 for job in jobs:
-                    self._enqueue_once(keys=[job.key], args=job.script_args, client=pipeline)
+                    pipeline.evalsha(self._enqueue_once.sha, 1, job.key, *job.script_args)
                 pipeline.execute()
 
     def execute(self, commands: Iterable[Command]) -> list[Any]:

@@ -28,6 +28,7 @@ class _Link:
         self.client = client
         self.server = server
         self.awaits_reply = False  # of the script whose reply is to be lost
+        self.has_hole = False  # Once data is missing nothing may follow, as with TCP.
 
     def close(self) -> None:
         for end in (self.client, self.server):
@@ -110,8 +111,8 @@ class Proxy:
         try:
             yield
         finally:
-            self.cut()  # Their streams have a hole.
             self._swallows = False
+            self.cut()  # Their streams have a hole.
 
     @contextmanager
     def stalling(self) -> Iterator[None]:
@@ -184,7 +185,7 @@ class Proxy:
             # A call fits a chunk up to its hash, and a connection makes one call at a time.
             if lost is not None and b"EVALSHA" in data and lost[0] in data:
                 link.awaits_reply = True
-            if self._passes():
+            if self._passes(link):
                 link.server.sendall(data)
 
     def _pump_replies(self, link: _Link) -> None:
@@ -196,12 +197,14 @@ class Proxy:
                 self._lost_script = None
                 self.reply_lost.set()
                 return
-            if self._passes():
+            if self._passes(link):
                 link.client.sendall(data)
 
-    def _passes(self) -> bool:
+    def _passes(self, link: _Link) -> bool:
         """Whether data goes on, after as long as it takes."""
         self._flows.wait()
         if self._delay_s:
             time.sleep(self._delay_s)  # The slowness itself, not a wait for anything.
-        return not self._swallows
+        if self._swallows:
+            link.has_hole = True
+        return not link.has_hole
