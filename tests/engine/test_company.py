@@ -20,6 +20,7 @@ from torch import nn
 
 from shoal_worker.engine import Engine
 from shoal_worker.engine.options import EngineOptions
+from shoal_worker.engine.packed import pays
 from shoal_worker.lanes import LaneSpec, LaneTable
 from shoal_worker.scheduler import Row
 from shoal_worker.sequence import Sequence
@@ -147,3 +148,24 @@ def test_nan_in_padding_and_in_unused_rows_reaches_no_prompt() -> None:
     for one, other in zip(clean, poisoned, strict=True):
         assert one.output_token_ids == other.output_token_ids
         assert one.output_logprobs == other.output_logprobs
+
+
+@pytest.mark.skipif(not pays(), reason="products are torch's here, and do all rows")
+def test_slots_that_nobody_asks_for_are_left_out_of_a_step() -> None:
+    engine = Engine(loaded_model(), LaneTable([LANE]))
+    rows = [
+        Row(slot, sequence(random_prompt(slot, 9), max_tokens=7, temperature=1.0))
+        for slot in (0, 2, 3)
+    ]
+    prefill(engine, LANE, *rows)
+
+    decode(engine, LANE, rows[1])
+    assert engine.lanes[LANE.name].logits.any(dim=1).tolist() == [False, False, True, False]
+    for _ in range(5):
+        decode(engine, LANE, *rows)
+
+    for row in rows:
+        tokens = row.sequence.output_token_ids
+        alone = sequence(row.sequence.prompt_token_ids, max_tokens=len(tokens), temperature=1.0)
+        serve(engine, [alone])
+        assert tokens == alone.output_token_ids

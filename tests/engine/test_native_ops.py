@@ -25,26 +25,43 @@ def test_a_product_is_torch_s(rows: int, columns: int, depth: int) -> None:
     bias = random_tensor(columns, seed=2)
 
     for weights in (weight, weight.T.contiguous().T):
-        output = product(states, packed(weights), bias, columns)
+        output = product(states, packed(weights), bias, None, columns)
         torch.testing.assert_close(output, linear(states, weight, bias), rtol=1e-5, atol=1e-4)
-    no_bias = product(states, packed(weight), None, columns)
+    no_bias = product(states, packed(weight), None, None, columns)
     torch.testing.assert_close(no_bias, linear(states, weight), rtol=1e-5, atol=1e-4)
 
 
 def test_a_row_of_a_product_has_the_same_bits_among_any_others_and_on_any_threads() -> None:
     states, panels = random_tensor(130, 600), packed(random_tensor(320, 600, seed=1))
-    alone = torch.cat([product(row[None], panels, None, 320) for row in states])
+    alone = torch.cat([product(row[None], panels, None, None, 320) for row in states])
 
     order = torch.randperm(130, generator=torch.Generator().manual_seed(0))
-    shuffled = product(states[order], panels, None, 320)
+    shuffled = product(states[order], panels, None, None, 320)
     torch.set_num_threads(2)
     try:
-        on_two = product(states, panels, None, 320)
+        on_two = product(states, panels, None, None, 320)
     finally:
         torch.set_num_threads(1)
 
     assert torch.equal(shuffled, alone[order])
     assert torch.equal(on_two, alone)
+
+
+@pytest.mark.parametrize("count", [0, 1, 77, 130])
+@pytest.mark.parametrize("columns", [24, 97])
+def test_rows_that_are_not_live_are_left_out_of_a_product(count: int, columns: int) -> None:
+    states, panels = random_tensor(130, 600), packed(random_tensor(columns, 600, seed=1))
+    states[::2] *= torch.inf  # What is left out may hold anything.
+    bias = random_tensor(columns, seed=2)
+    order = torch.randperm(130, generator=torch.Generator().manual_seed(count))
+    live = torch.zeros(130, dtype=torch.bool)
+    live[order[:count]] = True
+
+    output = product(states, panels, bias, live, columns)
+
+    whole = product(states, panels, bias, None, columns)
+    assert torch.equal(output[live].nan_to_num(), whole[live].nan_to_num())
+    assert not output[~live].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

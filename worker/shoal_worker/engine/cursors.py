@@ -19,6 +19,7 @@ class Cursors:
         positions: where it reads it; 0 in idle slots.
         limits: the last position that its sequence has; steps past its end stay there.
         drawn_inside: 1 where a step that runs now draws and advances by itself, else 0.
+        asked: true where anybody reads what a step makes.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
@@ -27,8 +28,9 @@ class Cursors:
         self.tokens, self.positions, self.limits, self.drawn_inside = (
             torch.zeros(num_slots, dtype=torch.int64, device=device) for _ in range(4)
         )
+        self.asked = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._idle: set[int] = set()
-        self._inside: frozenset[int] = frozenset()
+        self._chosen: tuple[frozenset[int], frozenset[int]] = frozenset(), frozenset()
 
     def enter(self, slots: Tensor, positions: Tensor, limits: Tensor, tokens: Tensor) -> None:
         """Place sequences whose prompts have been read; a slot may be named twice, alike."""
@@ -44,18 +46,25 @@ class Cursors:
         """The slot is idle from the next step on."""
         self._idle.add(slot)
 
-    def choose(self, inside: frozenset[int]) -> None:
-        """Name the slots that advance within the steps that follow; sends idle ones to 0."""
-        if inside == self._inside and not self._idle:
+    def choose(self, asked: frozenset[int], inside: frozenset[int]) -> None:
+        """Set up the steps that follow, and send idle slots to 0.
+
+        Args:
+            asked: the slots whose tokens are wanted.
+            inside: those of them that advance within a step.
+        """
+        if (asked, inside) == self._chosen and not self._idle:
             return
         masks = [
+            [int(slot in asked) for slot in range(self._num_slots)],
             [int(slot in inside) for slot in range(self._num_slots)],
             [int(slot not in self._idle) for slot in range(self._num_slots)],
         ]
-        chosen, occupied = to_device(masks, torch.int64, self._device)
+        wanted, chosen, occupied = to_device(masks, torch.int64, self._device)
+        self.asked.copy_(wanted)
         self.drawn_inside.copy_(chosen)
         self.positions.mul_(occupied)
-        self._inside = inside
+        self._chosen = asked, inside
         self._idle.clear()
 
     def advance_inside(self, drawn: Tensor) -> None:

@@ -51,10 +51,9 @@ class Engine:
         self.table = table
         self.choices = (options or EngineOptions()).on(loaded.device)
         pad_output_layer(loaded.model)
-        fuse_activations(loaded.model)
-        if self.choices.kernels:
-            pack_linear_layers(loaded.model)
-        runtime = Runtime(self.choices, loaded.device, loaded.vocab_size)
+        fuse_activations(loaded.model, native=self.choices.kernels)
+        live = pack_linear_layers(loaded.model) if self.choices.kernels else None
+        runtime = Runtime(self.choices, loaded.device, loaded.vocab_size, live)
         self.lanes = _allocated(loaded, table, runtime, int8_cache=self.choices.kv_dtype == "int8")
 
     @property

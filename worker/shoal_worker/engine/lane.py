@@ -118,7 +118,7 @@ class Lane:
         if num_steps <= 0:
             return False
         planned = self._planned(slots)
-        self._cursors.choose(frozenset(slots) - frozenset(planned))
+        self._cursors.choose(frozenset(slots), frozenset(slots) - frozenset(planned))
         tokens = self._cursors.tokens.new_empty(num_steps, self.spec.slots)
         reports = []
         for step_tokens in tokens:
@@ -185,10 +185,11 @@ class Lane:
 
     def _prefill_step(self, inputs: PromptInputs) -> Tensor:
         """Read prompts at the bucket's full shape: logits after each one's last token."""
-        self.cache.write = inputs.write()
-        logits = prompt_logits(
-            self._model, inputs.token_ids, inputs.position_ids(), self.cache, inputs.lengths - 1
-        )
+        self.cache.write = write = inputs.write()
+        with self._runtime.reading(~write.padding[:, 0, :, 0]):
+            logits = prompt_logits(
+                self._model, inputs.token_ids, inputs.position_ids(), self.cache, inputs.lengths - 1
+            )
         tokens = torch.zeros_like(inputs.slots)
         if self._runtime.draw is not None:
             params = self._sampling.params.take(inputs.slots)
@@ -202,7 +203,8 @@ class Lane:
         """Read every slot's newest token at the lane's full shape, and draw what can be drawn."""
         cursors = self._cursors
         self.cache.write = self._token_write
-        self.logits = self._next_logits(cursors.tokens, cursors.positions)
+        with self._runtime.reading(cursors.asked[:, None]):
+            self.logits = self._next_logits(cursors.tokens, cursors.positions)
         if self._runtime.draw is not None:
             sampling = self._sampling
             drawn = self._runtime.draw(self.logits, sampling.params, sampling.num_generated)

@@ -37,29 +37,40 @@ inline float sum(Floats x) {
 constexpr int64_t ROWS = 4, VECTORS = 3, COLUMNS = VECTORS * LANES;
 // A panel's part of the depth stays in the first cache (24 KiB), a block of rows in the second.
 constexpr int64_t DEPTH = 256, BLOCK_ROWS = 128, PANELS_AT_ONCE = 4;
+constexpr int64_t STEPS = 8, LINE = 64 / sizeof(float);
 
-inline void tile(const float* a, const float* w, float* c, int64_t stride, int64_t depth,
-                 int64_t rows, int64_t columns, const float* bias, bool first) {
+inline void fetch(const float* line) { __builtin_prefetch(line, 0, 2); }
+
+// c holds the address of each row's first column. Weights come from memory once a product: while
+// one part is used the next one is fetched, from next to next_end, a few lines every few steps.
+inline void tile(const float* a, const float* w, float* const* c, int64_t depth, int64_t rows,
+                 int64_t columns, const float* bias, bool first, const float* next,
+                 const float* next_end, int64_t fetches) {
   Floats sums[ROWS][VECTORS];
   for (int64_t row = 0; row < ROWS; ++row)
     for (int64_t v = 0; v < VECTORS; ++v) sums[row][v] = Floats{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Floats weights[VECTORS];
-    for (int64_t v = 0; v < VECTORS; ++v) {
-      weights[v] = load(w + k * COLUMNS + v * LANES);
-      IN_REGISTER(weights[v]);
-    }
+  for (int64_t from = 0; from < depth; from += STEPS) {
+    for (int64_t i = 0; i < fetches && next < next_end; ++i, next += LINE) fetch(next);
+    int64_t to = std::min(depth, from + STEPS);
+    for (int64_t k = from; k < to; ++k) {
+      const float* at = w + k * COLUMNS;
+      Floats left = load(at), middle = load(at + LANES), right = load(at + 2 * LANES);
+      IN_REGISTER(left);
+      IN_REGISTER(middle);
+      IN_REGISTER(right);
 #pragma GCC unroll 4
-    for (int64_t row = 0; row < ROWS; ++row) {
-      Floats x = all(a[k * ROWS + row]);
-#pragma GCC unroll 3
-      for (int64_t v = 0; v < VECTORS; ++v) sums[row][v] += x * weights[v];
+      for (int64_t row = 0; row < ROWS; ++row) {
+        Floats x = all(a[k * ROWS + row]);
+        sums[row][0] += x * left;
+        sums[row][1] += x * middle;
+        sums[row][2] += x * right;
+      }
     }
   }
   if (rows == ROWS && columns == COLUMNS) {
     for (int64_t row = 0; row < ROWS; ++row)
       for (int64_t v = 0; v < VECTORS; ++v) {
-        float* at = c + row * stride + v * LANES;
+        float* at = c[row] + v * LANES;
         Floats before = first ? (bias ? load(bias + v * LANES) : Floats{}) : load(at);
         store(at, sums[row][v] + before);
       }
@@ -69,7 +80,7 @@ inline void tile(const float* a, const float* w, float* c, int64_t stride, int64
   std::memcpy(spilled, sums, sizeof(spilled));
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < columns; ++column) {
-      float& at = c[row * stride + column];
+      float& at = c[row][column];
       float before = first ? (bias ? bias[column] : 0.0f) : at;
       at = spilled[row * COLUMNS + column] + before;
     }
@@ -245,6 +256,15 @@ void attend(const float* query, const char* keys, const char* values, float* out
   }
 }
 
+// ---- Activation.
+
+// GELU by its formula with tanh: x / (1 + exp(-2 u)), with a power that cannot overflow.
+inline Floats gelu(Floats x) {
+  Floats twice = 1.5957691216057308f * (x + 0.044715f * x * x * x);
+  Floats e = exponential(twice < 0.0f ? twice : -twice);
+  return x * (twice < 0.0f ? e : all(1.0f)) / (1.0f + e);
+}
+
 // ---- Drawing.
 
 inline uint64_t mixed(uint64_t bits) {
@@ -347,12 +367,22 @@ void shoal_pack(const float* weight, int64_t column_stride, int64_t depth_stride
       }
 }
 
-// c[rows, columns] = a[rows, depth] times the packed weights, plus bias (or null).
+// c[rows, columns] = a[rows, depth] times the packed weights, plus bias (or null). Rows that are not
+// live (null: all are) cost nothing and become zeros.
 // scratch holds the inputs in panels: rows rounded up to a multiple of 4, times depth.
-void shoal_product(const float* a, const float* packed, const float* bias, float* scratch, float* c,
-                   int64_t rows, int64_t columns, int64_t depth) {
+void shoal_product(const float* a, const float* packed, const float* bias, const bool* live,
+                   float* scratch, float* c, int64_t rows, int64_t columns, int64_t depth) {
+  std::vector<int64_t> at;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!live || live[row])
+      at.push_back(row);
+    else
+      std::fill_n(c + row * columns, columns, 0.0f);
+  }
+  rows = at.size();
   int64_t row_panels = ceiled(rows, ROWS), panels = ceiled(columns, COLUMNS);
   int64_t groups = ceiled(panels, PANELS_AT_ONCE);
+  const float* packed_end = packed + panels * depth * COLUMNS;
 #pragma omp parallel
   {
 #pragma omp for
@@ -360,10 +390,11 @@ void shoal_product(const float* a, const float* packed, const float* bias, float
       for (int64_t row = 0; row < ROWS; ++row) {
         int64_t from = p * ROWS + row;
         for (int64_t k = 0; k < depth; ++k)
-          scratch[(p * depth + k) * ROWS + row] = from < rows ? a[from * depth + k] : 0.0f;
+          scratch[(p * depth + k) * ROWS + row] = from < rows ? a[at[from] * depth + k] : 0.0f;
       }
     for (int64_t block = 0; block < rows; block += BLOCK_ROWS) {
       int64_t block_end = std::min(rows, block + BLOCK_ROWS);
+      int64_t tiles = ceiled(block_end - block, ROWS);
 #pragma omp for schedule(dynamic) nowait
       for (int64_t group = 0; group < groups; ++group) {
         int64_t group_end = std::min(panels, (group + 1) * PANELS_AT_ONCE);
@@ -371,11 +402,25 @@ void shoal_product(const float* a, const float* packed, const float* bias, float
           int64_t part = std::min(DEPTH, depth - k);
           for (int64_t panel = group * PANELS_AT_ONCE; panel < group_end; ++panel) {
             const float* w = packed + (panel * depth + k) * COLUMNS;
+            const float* next = w + depth * COLUMNS;
+            if (panel + 1 == group_end && k + DEPTH < depth)
+              next = packed + (group * PANELS_AT_ONCE * depth + k + DEPTH) * COLUMNS;
+            else if (panel + 1 == group_end)
+              next = packed + group_end * depth * COLUMNS;
+            // Each tile fetches its share of the next part.
+            int64_t lines = ceiled(part * COLUMNS, tiles * LINE);
+            int64_t fetches = ceiled(lines * STEPS, part);
             int64_t column = panel * COLUMNS;
-            for (int64_t row = block; row < block_end; row += ROWS)
-              tile(scratch + row * depth + k * ROWS, w, c + row * columns + column, columns, part,
-                   std::min(ROWS, rows - row), std::min(COLUMNS, columns - column),
-                   bias ? bias + column : nullptr, k == 0);
+            for (int64_t row = block; row < block_end; row += ROWS) {
+              float* to[ROWS];
+              int64_t there = std::min(ROWS, rows - row);
+              for (int64_t i = 0; i < there; ++i) to[i] = c + at[row + i] * columns + column;
+              const float* next_end = std::min(next + lines * LINE, packed_end);
+              tile(scratch + row * depth + k * ROWS, w, to, part, there,
+                   std::min(COLUMNS, columns - column), bias ? bias + column : nullptr, k == 0,
+                   next, next_end, fetches);
+              next = next_end;
+            }
           }
         }
       }
@@ -394,6 +439,20 @@ void shoal_attend(const float* query, const char* keys, const char* values, floa
                                : attend<Float16>;
   function(query, keys, values, output, positions, slots, heads, kv_heads, kv_len, key_dim,
            value_dim, scale);
+}
+
+void shoal_gelu(const float* x, float* y, int64_t count) {
+#pragma omp parallel for
+  for (int64_t at = 0; at < count; at += LANES) {
+    if (at + LANES <= count) {
+      store(y + at, gelu(load(x + at)));
+      continue;
+    }
+    float rest[LANES] = {};
+    std::memcpy(rest, x + at, (count - at) * sizeof(float));
+    store(rest, gelu(load(rest)));
+    std::memcpy(y + at, rest, (count - at) * sizeof(float));
+  }
 }
 
 // Tokens [rows] of logits whose rows are row_stride apart; parameters as in RowParams.

@@ -1,7 +1,7 @@
 """The native code's functions as functions over tensors, all in the CPU's memory.
 
 Owns pointers and strides. What each function means is what its counterpart in torch means:
-`attention` under a mask, `sampling.draw_in_order` after `sampling.in_order`, `linear`.
+`attention` under a mask, `sampling.draw_in_order` after `sampling.in_order`, `linear`, `gelu`.
 """
 
 from __future__ import annotations
@@ -106,19 +106,23 @@ def packed(weight: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("shoal::product", mutates_args=())
-def product(states: Tensor, panels: Tensor, bias: Tensor | None, columns: int) -> Tensor:
+def product(
+    states: Tensor, panels: Tensor, bias: Tensor | None, live: Tensor | None, columns: int
+) -> Tensor:
     """A linear layer whose weight is packed.
 
     Args:
         states: `[rows, depth]`, float32.
         panels: from `packed`.
         bias: `[columns]`.
+        live: `[rows]`, boolean; other rows are left out and come out as zeros. None: all are.
         columns: of the result.
 
     Returns:
         `[rows, columns]`.
     """
     states = states.contiguous()
+    live = None if live is None else live.contiguous()
     rows, depth = states.shape
     scratch = torch.empty(-(-rows // _ROWS) * _ROWS, depth)
     output = torch.empty(rows, columns)
@@ -126,6 +130,7 @@ def product(states: Tensor, panels: Tensor, bias: Tensor | None, columns: int) -
         _at(states),
         _at(panels),
         None if bias is None else _at(bias),
+        None if live is None else _at(live),
         _at(scratch),
         _at(output),
         *map(c_int64, (rows, columns, depth)),
@@ -134,8 +139,24 @@ def product(states: Tensor, panels: Tensor, bias: Tensor | None, columns: int) -
 
 
 @product.register_fake
-def _(states: Tensor, panels: Tensor, bias: Tensor | None, columns: int) -> Tensor:
+def _(
+    states: Tensor, panels: Tensor, bias: Tensor | None, live: Tensor | None, columns: int
+) -> Tensor:
     return states.new_empty(states.shape[0], columns)
+
+
+@torch.library.custom_op("shoal::gelu_cpu", mutates_args=())
+def gelu(states: Tensor) -> Tensor:
+    """GELU by its formula with tanh, of float32 in any shape."""
+    states = states.contiguous()
+    output = torch.empty_like(states)
+    library().shoal_gelu(_at(states), _at(output), c_int64(states.numel()))
+    return output
+
+
+@gelu.register_fake
+def _(states: Tensor) -> Tensor:
+    return states.new_empty(states.shape)
 
 
 def _at(tensor: Tensor) -> c_void_p:

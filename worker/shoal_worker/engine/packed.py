@@ -1,11 +1,13 @@
 """Linear layers whose weights are packed once, for the native product of a CPU without AVX-512.
 
 A token's bits then follow from its row alone: no library's choice by the number of rows, their
-place or the number of threads comes in.
+place or the number of threads comes in. So rows that nobody reads can be left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,16 +18,38 @@ from transformers.pytorch_utils import Conv1D
 from shoal_worker.engine.native_ops import packed, product
 
 
+class LiveRows:
+    """Which tokens of a pass somebody reads: an idle slot's and a prompt's padding nobody does.
+
+    Attributes:
+        mask: `[rows, length]`, boolean; None where all are read.
+    """
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+
+    @contextmanager
+    def only(self, mask: Tensor) -> Iterator[None]:
+        """Within the block, layers may leave out what the mask does not name."""
+        self.mask = mask
+        try:
+            yield
+        finally:
+            self.mask = None
+
+
 class PackedLinear(nn.Module):
     """A linear layer.
 
     Args:
         weight: `[columns, depth]`, float32.
         bias: `[columns]`.
+        live: of the model's passes.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, live: LiveRows) -> None:
         super().__init__()
+        self._live = live
         self.columns = weight.shape[0]
         self.panels = nn.Parameter(packed(weight.detach()), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
@@ -33,7 +57,11 @@ class PackedLinear(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """`[..., depth]` to `[..., columns]`."""
         rows = states.reshape(-1, states.shape[-1])
-        output: Tensor = product(rows, self.panels, self.bias, self.columns)
+        mask = self._live.mask
+        # A layer that is given other rows, such as the last token of each prompt, does them all.
+        if mask is not None and mask.shape != states.shape[:-1]:
+            mask = None
+        output: Tensor = product(rows, self.panels, self.bias, mask, self.columns)
         return output.view(*states.shape[:-1], self.columns)
 
 
@@ -42,23 +70,29 @@ def pays() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
-def pack_linear_layers(model: PreTrainedModel) -> None:
-    """Replace a model's float32 linear layers, its output layer among them."""
+def pack_linear_layers(model: PreTrainedModel) -> LiveRows | None:
+    """Replace a model's float32 linear layers, its output layer among them, where that pays.
+
+    Returns:
+        What tells them which rows to leave out; None where nothing was replaced.
+    """
     if model.device.type != "cpu" or model.dtype != torch.float32 or not pays():
-        return
+        return None
+    live = LiveRows()
     head: Any = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if child is not head and (layer := _packed(child)) is not None:
+            if child is not head and (layer := _packed(child, live)) is not None:
                 setattr(module, name, layer)
-    if (layer := _packed(head)) is not None:
+    if (layer := _packed(head, live)) is not None:
         model.set_output_embeddings(layer)
+    return live
 
 
-def _packed(layer: nn.Module) -> PackedLinear | None:
+def _packed(layer: nn.Module, live: LiveRows) -> PackedLinear | None:
     # Subclasses may compute something else.
     if type(layer) is nn.Linear:
-        return PackedLinear(layer.weight, layer.bias)
+        return PackedLinear(layer.weight, layer.bias, live)
     if type(layer) is Conv1D:
-        return PackedLinear(layer.weight.T, layer.bias)
+        return PackedLinear(layer.weight.T, layer.bias, live)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from shoal_worker.engine import native_ops
 from shoal_worker.engine.graphs import graph_pool
 from shoal_worker.engine.options import Choices
+from shoal_worker.engine.packed import LiveRows
 from shoal_worker.engine.params import RowParams
 
 Forward = Callable[[Tensor, Tensor], Tensor]
@@ -30,13 +32,20 @@ class Runtime:
         max_top_k: the largest top-k that `draw` takes.
     """
 
-    def __init__(self, choices: Choices, device: torch.device, vocab_size: int) -> None:
+    def __init__(
+        self,
+        choices: Choices,
+        device: torch.device,
+        vocab_size: int,
+        live: LiveRows | None = None,
+    ) -> None:
         self.device = device
         self.kernels = choices.kernels
         self.graph_pool: Any = graph_pool() if choices.cuda_graphs else None
         self.draw: Callable[[Tensor, RowParams, Tensor], Tensor] | None = None
         self.max_top_k = 0
         self._compile = choices.compile
+        self._live = live
         if choices.kernels and device.type == "cpu":
             self.draw, self.max_top_k = native_ops.draw, native_ops.MAX_TOP_K
         elif choices.kernels:
@@ -45,6 +54,13 @@ class Runtime:
 
             if vocab_size <= triton_draw.MAX_VOCAB:
                 self.draw, self.max_top_k = triton_draw.draw, triton_draw.MAX_TOP_K
+
+    def reading(self, mask: Tensor) -> AbstractContextManager[None]:
+        """A pass of which only some rows are read: `mask` is `[rows, length]`.
+
+        The shape is the same; layers whose bits depend on no other row leave out the rest.
+        """
+        return nullcontext() if self._live is None else self._live.only(mask)
 
     def compiled(self, forward: Forward) -> Forward:
         """A decode step's forward pass, compiled if that is chosen."""
