@@ -9,6 +9,9 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+#if defined(__AVX2__) && defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -146,8 +149,12 @@ struct BFloat16 {
 struct Float16 {
   static constexpr int64_t bytes(int64_t dim) { return 2 * dim; }
   static Floats eight(const char* row, int64_t i) {
+#if defined(__AVX2__) && defined(__F16C__)
+    return Floats(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i))));
+#else
     typedef _Float16 Halves __attribute__((vector_size(2 * LANES), aligned(2)));
     return __builtin_convertvector(*reinterpret_cast<const Halves*>(row + 2 * i), Floats);
+#endif
   }
   static float one(const char* row, int64_t i) {
     return float(reinterpret_cast<const _Float16*>(row)[i]);
@@ -158,9 +165,14 @@ struct Float16 {
 struct Int8 {
   static constexpr int64_t bytes(int64_t dim) { return dim + 4; }
   static Floats eight(const char* row, int64_t i) {
+#if defined(__AVX2__) && defined(__F16C__)
+    __m128i numbers = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i));
+    return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(numbers)));
+#else
     typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
     Bytes numbers = *reinterpret_cast<const Bytes*>(row + i);
     return __builtin_convertvector(__builtin_convertvector(numbers, Ints), Floats);
+#endif
   }
   static float one(const char* row, int64_t i) { return float(int8_t(row[i])); }
   static float factor(const char* row, int64_t dim) {
