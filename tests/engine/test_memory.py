@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +110,3 @@ def test_memory_that_does_not_suffice_twice_and_other_errors_end_the_step() -> N
 def test_sizes_are_written_in_the_unit_that_suits_them() -> None:
     assert memory.readable(3 * GIB // 2) == "1.5 GiB"
     assert memory.readable(2**20) == "1.0 MiB"
-
-
-@pytest.mark.parametrize("own", [None, "0"])
-def test_torch_is_asked_for_huge_pages_unless_the_user_said_otherwise(
-    monkeypatch: pytest.MonkeyPatch, own: str | None
-) -> None:
-    monkeypatch.delenv(memory.HUGE_PAGES, raising=False)
-    if own is not None:
-        monkeypatch.setenv(memory.HUGE_PAGES, own)
-
-    memory.ask_for_huge_pages()
-
-    assert os.environ[memory.HUGE_PAGES] == (own or "1")

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreT
 
 from shoal_worker.bench.shapes import SHAPES
 from shoal_worker.engine import LoadedModel, attention
-from shoal_worker.engine.memory import ask_for_huge_pages
 from shoal_worker.engine.reproducible import pin_arithmetic
 
 _DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -25,7 +24,6 @@ def random_model(shape: str, device: str, dtype: torch.dtype | None = None) -> L
         device: cpu or cuda.
         dtype: of the weights; bfloat16 on a GPU and float32 on a CPU where not given.
     """
-    ask_for_huge_pages()
     pin_arithmetic()
     attention.register()
     config = GPT2Config(**SHAPES[shape])

@@ -1,10 +1,9 @@
-"""Memory for the lanes: how much a GPU or this process's container has, and in which pages."""
+"""How much memory is left for the lanes, on a GPU or within this process's container."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -13,22 +12,12 @@ import torch
 
 T = TypeVar("T")
 
-# torch reads it at its first allocation.
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 # What torch says of a CPU's memory, in an error that has no class of its own.
 _CPU_TEXTS = ("can't allocate memory", "not enough memory")
 
 log = logging.getLogger("shoal.engine")
-
-
-def ask_for_huge_pages() -> None:
-    """Let torch's large tensors lie in pages of 2 MiB, where Linux is asked for those.
-
-    Attention reads a cache of gigabytes in short runs: with small pages it waits for addresses.
-    """
-    os.environ.setdefault(HUGE_PAGES, "1")
 
 
 def with_room(run: Callable[[], T]) -> T:

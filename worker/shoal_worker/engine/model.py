@@ -26,7 +26,6 @@ from transformers.utils.logging import disable_progress_bar
 from shoal.errors import ModelError
 from shoal_worker.engine import attention
 from shoal_worker.engine.fingerprint import digest_of_files, environment, fingerprint_of
-from shoal_worker.engine.memory import ask_for_huge_pages
 from shoal_worker.engine.probe import probe
 from shoal_worker.engine.reproducible import pin_arithmetic
 from shoal_worker.engine.source import located
@@ -88,7 +87,6 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> Load
     Raises:
         ModelError: it cannot be found, read or run; the message says what to do.
     """
-    ask_for_huge_pages()
     pin_arithmetic()
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)

@@ -384,19 +384,17 @@ void shoal_pack(const float* weight, int64_t column_stride, int64_t depth_stride
 // scratch holds the inputs in panels: rows rounded up to a multiple of 4, times depth.
 void shoal_product(const float* a, const float* packed, const float* bias, const bool* live,
                    float* scratch, float* c, int64_t rows, int64_t columns, int64_t depth) {
-  std::vector<int64_t> at;
-  for (int64_t row = 0; row < rows; ++row) {
-    if (!live || live[row])
-      at.push_back(row);
-    else
-      std::fill_n(c + row * columns, columns, 0.0f);
-  }
+  std::vector<int64_t> at, left_out;
+  for (int64_t row = 0; row < rows; ++row) (!live || live[row] ? at : left_out).push_back(row);
+  int64_t zeros = left_out.size();
   rows = at.size();
   int64_t row_panels = ceiled(rows, ROWS), panels = ceiled(columns, COLUMNS);
   int64_t groups = ceiled(panels, PANELS_AT_ONCE);
   const float* packed_end = packed + panels * depth * COLUMNS;
 #pragma omp parallel
   {
+#pragma omp for nowait
+    for (int64_t i = 0; i < zeros; ++i) std::fill_n(c + left_out[i] * columns, columns, 0.0f);
 #pragma omp for
     for (int64_t p = 0; p < row_panels; ++p)
       for (int64_t row = 0; row < ROWS; ++row) {
