@@ -11,6 +11,7 @@ from shoal_worker.dispatcher import Dispatcher
 from shoal_worker.events import EngineDied, Event, RequestEnded
 from shoal_worker.held_jobs import HeldJobs
 from shoal_worker.messages import JobDone, JobRefused
+from shoal_worker.probation import LONELY_DEATHS
 
 QUEUE = "shoal-bulk"
 
@@ -87,9 +88,9 @@ def test_a_death_of_an_idle_engine_splits_nothing() -> None:
 def test_a_request_that_is_given_up_has_failed_in_its_queue() -> None:
     dispatcher, _engine, events = dispatcher_with(1)
 
-    dispatcher.engine_died()
-    dispatcher.next_group()
-    dispatcher.engine_died()
+    for _ in range(LONELY_DEATHS):
+        dispatcher.next_group()
+        dispatcher.engine_died()
 
     assert events[-1] == RequestEnded(QUEUE, (), "killed_engine")
     assert sum(isinstance(event, RequestEnded) for event in events) == 1

@@ -97,8 +97,9 @@ def test_a_job_whose_requests_cannot_be_told_apart_is_one_suspect() -> None:
     whole = Suspect("job", None)
     probation = Probation()
     probation.begin([whole])
-    assert probation.engine_died() is None
-    assert probation.next_group() == [whole]
+    for _ in range(LONELY_DEATHS - 1):
+        assert probation.engine_died() is None
+        assert probation.next_group() == [whole]
 
     assert probation.engine_died() == whole
     assert probation.is_over
