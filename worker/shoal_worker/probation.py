@@ -10,8 +10,8 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# One may be chance: a signal from outside, the kernel short of memory. Among 500 kills at random, one
-# request was there twice.
+# Fewer may be chance: a signal from outside, the kernel short of memory. Of 500 random kills, two
+# struck one innocent request.
 LONELY_DEATHS = 3
 
 
