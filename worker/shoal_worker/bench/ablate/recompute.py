@@ -40,7 +40,7 @@ class RecomputingEngine:
         self.fingerprint = loaded.fingerprint
         self.logits = torch.empty(0, device=loaded.device)
         pad_output_layer(loaded.model)
-        fuse_activations(loaded.model)
+        fuse_activations(loaded.model, native=self.choices.kernels)
         if self.choices.kernels:
             pack_linear_layers(loaded.model)
 
