@@ -25,7 +25,7 @@ def client(redis_url: str) -> Iterator[Client]:
 def forgetful(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The server knows no script whenever something is sent to it, as if it had just restarted."""
     with redis.Redis.from_url(redis_url) as other:
-        send = AbstractConnection.send_packed_command
+        send: Any = AbstractConnection.send_packed_command
 
         def forget_and_send(
             connection: AbstractConnection, command: Any, check_health: bool = True
