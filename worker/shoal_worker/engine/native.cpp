@@ -42,8 +42,6 @@ constexpr int64_t ROWS = 4, VECTORS = 3, COLUMNS = VECTORS * LANES;
 constexpr int64_t DEPTH = 256, BLOCK_ROWS = 128, PANELS_AT_ONCE = 4;
 constexpr int64_t STEPS = 8, LINE = 64 / sizeof(float);
 
-inline void fetch(const float* line) { __builtin_prefetch(line, 0, 2); }
-
 // c holds the address of each row's first column. Weights come from memory once a product: while
 // one part is used the next one is fetched, from next to next_end, a few lines every few steps.
 inline void tile(const float* a, const float* w, float* const* c, int64_t depth, int64_t rows,
@@ -53,10 +51,13 @@ inline void tile(const float* a, const float* w, float* const* c, int64_t depth,
   for (int64_t row = 0; row < ROWS; ++row)
     for (int64_t v = 0; v < VECTORS; ++v) sums[row][v] = Floats{};
   for (int64_t from = 0; from < depth; from += STEPS) {
-    for (int64_t i = 0; i < fetches && next < next_end; ++i, next += LINE) fetch(next);
+    for (int64_t i = 0; i < fetches && next < next_end; ++i, next += LINE)
+      __builtin_prefetch(next, 0, 2);
     int64_t to = std::min(depth, from + STEPS);
     for (int64_t k = from; k < to; ++k) {
       const float* at = w + k * COLUMNS;
+      // Three names, because GCC 12 keeps an array of them in memory.
+      static_assert(VECTORS == 3, "one name for each");
       Floats left = load(at), middle = load(at + LANES), right = load(at + 2 * LANES);
       IN_REGISTER(left);
       IN_REGISTER(middle);
