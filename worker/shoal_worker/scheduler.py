@@ -203,10 +203,11 @@ class Scheduler:
     @staticmethod
     def _pays(lane: _Lane, bucket: Bucket, num_rows: int, num_free: int) -> bool:
         # A bulk prefill of few rows costs as much as a full one: let an eighth of the slots come
-        # free first. They do, since every running sequence ends.
+        # free first. They do, since every running sequence ends. If there are slots for all that
+        # wait, the last ones of a run would decode alone.
         if lane.spec.service_class == "interactive" or num_rows == bucket.rows:
             return True
-        return num_free * 8 >= lane.spec.slots
+        return num_free * 8 >= lane.spec.slots or len(lane.waiting) <= num_free
 
     @staticmethod
     def _decode(lane: _Lane) -> Decode | None:
