@@ -56,8 +56,13 @@ def hardware(device: torch.device) -> str:
 
 def _cpu_model() -> str:
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    # The last processor's; all are alike.
+    of = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    if "model name" not in of:
+        return platform.processor() or platform.machine()
+    # Virtual machines call processors of several generations by one name.
+    numbers = [of[name] for name in ("cpu family", "model") if name in of]
+    return " ".join([of["model name"], "/".join(numbers)]).strip()
 
 
 def digest_of_files(files: list[Path]) -> str:
