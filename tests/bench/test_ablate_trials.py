@@ -26,6 +26,7 @@ from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.bench.ablate.tokenising import TokenisingTrial
 from shoal_worker.bench.ablate.trial import ServingTrial
 from shoal_worker.engine import native
+from shoal_worker.engine.model import dtype_on
 
 LOAD = replace(
     LOADS["cpu", True],
@@ -36,7 +37,7 @@ LOAD = replace(
     num_texts=20,
     lone_prompts=2,
 )
-ALL = switches("float32")
+ALL = switches(str(dtype_on(torch.device("cpu"), "auto")).removeprefix("torch."))
 # Compiling takes as long as all the others together.
 SERVED = [s for s in ALL if s.kind == "serving" and s.only_on != "cuda" and s.name != "compile"]
 OTHER_DRAWS = ("scatter", "mask")

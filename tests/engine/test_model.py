@@ -24,7 +24,8 @@ from shoal_worker.engine.probe import probe
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_loads_with_what_the_worker_needs_to_know(kind: Kind, tmp_path: Path) -> None:
-    loaded = load_model(str(make_tiny_model_folder(tmp_path / f"my-{kind}", kind)), device="cpu")
+    folder = make_tiny_model_folder(tmp_path / f"my-{kind}", kind)
+    loaded = load_model(str(folder), device="cpu", dtype="float32")
 
     assert loaded.name == f"my-{kind}"
     assert (loaded.device, loaded.dtype) == (torch.device("cpu"), torch.float32)
@@ -69,7 +70,7 @@ def fingerprints(*models: LoadedModel) -> int:
 def test_the_fingerprint_follows_contents_and_settings_but_not_the_path(
     tiny_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded_on_cpu = partial(load_model, device="cpu")
+    loaded_on_cpu = partial(load_model, device="cpu", dtype="float32")
     first = loaded_on_cpu(str(tiny_folder))
     (folder / "README.json").write_text("{}")
     assert fingerprints(first, loaded_on_cpu(str(folder))) == 1

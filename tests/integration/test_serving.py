@@ -57,7 +57,8 @@ def serving(
 @pytest.fixture(scope="module")
 def served(module_redis_url: str) -> Iterator[tuple[Client, str]]:
     """A client of one worker that most tests share, and the worker's first line."""
-    with serving(module_redis_url) as process, Client(module_redis_url) as client:
+    served = serving(module_redis_url, "--dtype", "float32")
+    with served as process, Client(module_redis_url) as client:
         yield client, process.ready_line  # type: ignore[attr-defined]
 
 
@@ -91,7 +92,7 @@ def test_other_model_families_equal_transformers_generate(tmp_path: Path, kind: 
     folder = make_tiny_model_folder(tmp_path / kind, kind=kind)  # type: ignore[arg-type]
     prompts = ["the cat", "a dog sat on the mat and", "it", "one two three four five six"]
 
-    results = Generator(str(folder), lanes="bulk=2x64", threads=1).generate(
+    results = Generator(str(folder), dtype="float32", lanes="bulk=2x64", threads=1).generate(
         prompts, max_tokens=10, temperature=0.0
     )
 

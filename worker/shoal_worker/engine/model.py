@@ -88,23 +88,23 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> Load
         ModelError: it cannot be found, read or run; the message says what to do.
     """
     pin_arithmetic()
-    chosen_device = _device(device)
-    chosen_dtype = _dtype(dtype, chosen_device)
+    place = device_of(device)
+    numbers = dtype_on(place, dtype)
     name, folder = located(model)
     config = supported_config(folder, name)
     tokenizer = _tokenizer(folder, name)
-    network = _network(folder, name, config, chosen_dtype)
-    nn.Module.to(network, chosen_device)
+    network = _network(folder, name, config, numbers)
+    nn.Module.to(network, place)
     probe(network)
     text_config = config.get_text_config(decoder=True)
-    settings = environment(chosen_device, chosen_dtype)
+    settings = environment(place, numbers)
     settings["files"] = digest_of_files(_deciding_files(folder))
     return LoadedModel(
         model=network,
         tokenizer=tokenizer,
         name=name,
         device=network.device,
-        dtype=chosen_dtype,
+        dtype=numbers,
         max_positions=_max_positions(text_config, name),
         vocab_size=text_config.vocab_size,
         eos_token_ids=_eos_token_ids(network, tokenizer),
@@ -112,7 +112,12 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> Load
     )
 
 
-def _device(device: str) -> torch.device:
+def device_of(device: str) -> torch.device:
+    """The device of a setting: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ModelError: it is none of them, or not there.
+    """
     available = torch.cuda.is_available()
     if device == "auto":
         return torch.device("cuda" if available else "cpu")
@@ -127,7 +132,12 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+def dtype_on(device: torch.device, dtype: str) -> torch.dtype:
+    """The number format of a setting on a device.
+
+    Raises:
+        ModelError: there is none of this name.
+    """
     if dtype == "auto":
         return (
             torch.bfloat16 if device.type == "cuda" or _cpu_multiplies_bfloat16() else torch.float32

@@ -29,6 +29,7 @@ from shoal_worker.bench.peers.processes import (
 from shoal_worker.bench.peers.protocol import Setup
 from shoal_worker.bench.repeats import Repeats, in_turns, ratio
 from shoal_worker.bench.workloads import WARM_UP_PART, Choice, Workload, chosen_workload
+from shoal_worker.engine.model import device_of, dtype_on
 from shoal_worker.engine.source import located
 from shoal_worker.settings import EngineSettings
 
@@ -121,9 +122,8 @@ def measure(settings: EngineSettings, wanted: Wanted, tell: Callable[[str], None
         ShoalError: Shoal itself failed; a peer that does is told of in the report.
     """
     name, folder = located(settings.model)
-    device, dtype = _device(settings.device), settings.dtype
-    if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    device = device_of(settings.device)
+    dtype = str(dtype_on(device, settings.dtype)).removeprefix("torch.")
     threads = settings.threads or os.cpu_count() or 1
     workload = _workload(wanted.workload, folder, device.type)
     with ExitStack() as stack:
@@ -256,12 +256,6 @@ def _measured(entrants: list[_Entrant]) -> list[Measured]:
                 )
             )
     return rows
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def _workload(choice: Choice, folder: Path, kind: str) -> Workload:
