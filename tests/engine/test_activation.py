@@ -30,3 +30,9 @@ def test_the_native_activation_is_the_same_function_wherever_a_number_lies(count
 
     torch.testing.assert_close(output.double(), expected, rtol=2e-5, atol=1e-35)
     assert torch.equal(output, torch.cat([gelu(number[None]) for number in numbers]))
+
+
+def test_the_native_activation_of_bfloat16_rounds_once() -> None:
+    numbers = torch.linspace(-12, 12, 1001).to(torch.bfloat16)
+
+    assert torch.equal(gelu(numbers), gelu(numbers.float()).to(torch.bfloat16))

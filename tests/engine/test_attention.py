@@ -126,15 +126,16 @@ def test_a_pattern_other_than_causal_is_refused() -> None:
         no_mask(mask_function=sliding_window_causal_mask_function(4), batch_size=1)
 
 
-def a_cache(slots: int = 4) -> LaneCache:
-    return LaneCache([LayerShape(2, 8, 6, torch.float32)], slots, 16, CPU)
+def a_cache(slots: int = 4, *, native: bool = False) -> LaneCache:
+    return LaneCache([LayerShape(2, 8, 6, torch.float32)], slots, 16, CPU, native=native)
 
 
-def test_a_prompt_is_written_to_its_slot_without_its_padding() -> None:
-    cache = a_cache()
+@pytest.mark.parametrize("native", [False, True])
+def test_a_prompt_is_written_to_its_slot_without_its_padding(*, native: bool) -> None:
+    cache = a_cache(native=native)
     lengths = torch.tensor([3, 5])
     padding = (torch.arange(8) >= lengths[:, None])[:, None, :, None]
-    cache.write = PromptWrite(torch.tensor([2, 0]), torch.tensor([0, 1]), padding)
+    cache.write = PromptWrite(torch.tensor([2, 0]), torch.tensor([0, 1]), lengths, padding)
     keys, values = random_states(2, 2, 8, 8), random_states(2, 2, 8, 6)
 
     cache.update(keys, values, 0)
@@ -145,10 +146,12 @@ def test_a_prompt_is_written_to_its_slot_without_its_padding() -> None:
     assert cache.keys[0][[1, 3]].count_nonzero() == 0
 
 
-def test_an_unused_row_writes_what_the_first_row_writes() -> None:
-    cache = a_cache()
+@pytest.mark.parametrize("native", [False, True])
+def test_an_unused_row_writes_what_the_first_row_writes(*, native: bool) -> None:
+    cache = a_cache(native=native)
     padding = torch.zeros(3, 1, 8, 1, dtype=torch.bool)
-    cache.write = PromptWrite(torch.tensor([1, 1, 1]), torch.tensor([0, 0, 0]), padding)
+    slots, source = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 0])
+    cache.write = PromptWrite(slots, source, torch.tensor([8, 8, 8]), padding)
     keys, values = random_states(3, 2, 8, 8), random_states(3, 2, 8, 6)
 
     cache.update(keys, values, 0)
@@ -157,8 +160,9 @@ def test_an_unused_row_writes_what_the_first_row_writes() -> None:
     assert cache.keys[0][[0, 2, 3]].count_nonzero() == 0
 
 
-def test_a_token_is_written_at_each_slot_s_own_position() -> None:
-    cache = a_cache()
+@pytest.mark.parametrize("native", [False, True])
+def test_a_token_is_written_at_each_slot_s_own_position(*, native: bool) -> None:
+    cache = a_cache(native=native)
     cache.write = TokenWrite(torch.tensor([0, 5, 15, 2]))
     keys, values = random_states(4, 2, 1, 8), random_states(4, 2, 1, 6)
 

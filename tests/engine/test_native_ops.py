@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
-from shoal_worker.engine.native_ops import MAX_TOP_K, attend_live, draw, packed, product
+from shoal_worker.engine.native_ops import (
+    MAX_TOP_K,
+    attend_live,
+    attend_prompts,
+    draw,
+    multiplies,
+    packed,
+    product,
+)
 from shoal_worker.engine.params import RowParams
 from shoal_worker.engine.sampling import draw_in_order, in_order
 
@@ -18,28 +26,43 @@ def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4, 130])
-@pytest.mark.parametrize(("columns", "depth"), [(24, 16), (320, 64), (97, 600), (1, 1)])
-def test_a_product_is_torch_s(rows: int, columns: int, depth: int) -> None:
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Numbers that products take, where this processor multiplies them."""
+    if not multiplies(request.param):
+        pytest.skip(f"this processor does not multiply {request.param}")
+    assert isinstance(request.param, torch.dtype)
+    return request.param
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 130])
+@pytest.mark.parametrize(("columns", "depth"), [(24, 16), (320, 64), (97, 600), (1, 2)])
+def test_a_product_is_torch_s(rows: int, columns: int, depth: int, dtype: torch.dtype) -> None:
     states, weight = random_tensor(rows, depth), random_tensor(columns, depth, seed=1)
-    bias = random_tensor(columns, seed=2)
+    states, weight, bias = states.to(dtype), weight.to(dtype), random_tensor(columns, seed=2)
+    expected = linear(states.float(), weight.float(), bias)
 
     for weights in (weight, weight.T.contiguous().T):
-        output = product(states, packed(weights), bias, None, columns)
-        torch.testing.assert_close(output, linear(states, weight, bias), rtol=1e-5, atol=1e-4)
-    no_bias = product(states, packed(weight), None, None, columns)
-    torch.testing.assert_close(no_bias, linear(states, weight), rtol=1e-5, atol=1e-4)
+        output = product(states, packed(weights), bias, None, columns, torch.float32)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-4)
+    no_bias = product(states, packed(weight), None, None, columns, torch.float32)
+    torch.testing.assert_close(no_bias, expected - bias, rtol=1e-5, atol=1e-4)
+
+    narrow = product(states, packed(weight), bias, None, columns, dtype)
+    assert torch.equal(narrow, output.to(dtype))
 
 
-def test_a_row_of_a_product_has_the_same_bits_among_any_others_and_on_any_threads() -> None:
-    states, panels = random_tensor(130, 600), packed(random_tensor(320, 600, seed=1))
-    alone = torch.cat([product(row[None], panels, None, None, 320) for row in states])
+def test_a_row_of_a_product_has_the_same_bits_among_any_others_and_on_any_threads(
+    dtype: torch.dtype,
+) -> None:
+    states, panels = product_of(130, 320, dtype)
+    alone = torch.cat([product(row[None], panels, None, None, 320, dtype) for row in states])
 
     order = torch.randperm(130, generator=torch.Generator().manual_seed(0))
-    shuffled = product(states[order], panels, None, None, 320)
+    shuffled = product(states[order], panels, None, None, 320, dtype)
     torch.set_num_threads(2)
     try:
-        on_two = product(states, panels, None, None, 320)
+        on_two = product(states, panels, None, None, 320, dtype)
     finally:
         torch.set_num_threads(1)
 
@@ -49,19 +72,83 @@ def test_a_row_of_a_product_has_the_same_bits_among_any_others_and_on_any_thread
 
 @pytest.mark.parametrize("count", [0, 1, 77, 130])
 @pytest.mark.parametrize("columns", [24, 97])
-def test_rows_that_are_not_live_are_left_out_of_a_product(count: int, columns: int) -> None:
-    states, panels = random_tensor(130, 600), packed(random_tensor(columns, 600, seed=1))
+def test_rows_that_are_not_live_are_left_out_of_a_product(
+    count: int, columns: int, dtype: torch.dtype
+) -> None:
+    states, panels = product_of(130, columns, dtype)
     states[::2] *= torch.inf  # What is left out may hold anything.
     bias = random_tensor(columns, seed=2)
     order = torch.randperm(130, generator=torch.Generator().manual_seed(count))
     live = torch.zeros(130, dtype=torch.bool)
     live[order[:count]] = True
 
-    output = product(states, panels, bias, live, columns)
+    output = product(states, panels, bias, live, columns, dtype)
 
-    whole = product(states, panels, bias, None, columns)
+    whole = product(states, panels, bias, None, columns, dtype)
     assert torch.equal(output[live].nan_to_num(), whole[live].nan_to_num())
     assert not output[~live].any()
+
+
+def product_of(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Inputs and packed weights of a layer."""
+    states, weight = random_tensor(rows, 600), random_tensor(columns, 600, seed=1)
+    return states.to(dtype), packed(weight.to(dtype))
+
+
+PROMPT_SHAPES = [(4, 4, 37, 64, 64), (4, 2, 96, 80, 136), (4, 1, 5, 8, 6)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "kv_heads", "length", "key_dim", "value_dim"), PROMPT_SHAPES)
+def test_attention_within_prompts_is_torch_s_and_reads_no_padding(
+    dtype: torch.dtype, heads: int, kv_heads: int, length: int, key_dim: int, value_dim: int
+) -> None:
+    # As models hand them over: the heads of a position lie side by side.
+    query, key, value = (
+        random_tensor(3, length, heads_of_it, dim, seed=seed).to(dtype).transpose(1, 2)
+        for seed, (heads_of_it, dim) in enumerate(
+            ((heads, key_dim), (kv_heads, key_dim), (kv_heads, value_dim))
+        )
+    )
+    lengths = torch.tensor([length, 1, length // 2])
+    group = heads // kv_heads
+    expected = scaled_dot_product_attention(
+        query.float(),
+        key.float().repeat_interleave(group, dim=1),
+        value.float().repeat_interleave(group, dim=1),
+        is_causal=True,
+        scale=0.3,
+    )
+    padding = torch.arange(length) >= lengths[:, None]
+    for tensor in (query, key, value):
+        tensor.masked_fill_(padding[:, None, :, None], torch.nan)
+
+    output = attend_prompts(query, key, value, lengths, 0.3)
+
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(
+        output[~padding].float(),
+        expected.transpose(1, 2)[~padding],
+        rtol=tolerance,
+        atol=tolerance,
+    )
+    assert not output[padding].any()
+
+
+def test_a_position_of_a_prompt_has_the_same_bits_in_any_company_and_on_any_threads() -> None:
+    states = random_tensor(3, 4, 50, 16)
+    whole = attend_prompts(states, states, states, torch.tensor([50, 50, 50]), 0.25)
+
+    shorter = states[1:2, :, :23]
+    alone = attend_prompts(shorter, shorter, shorter, torch.tensor([22]), 0.25)
+    torch.set_num_threads(2)
+    try:
+        on_two = attend_prompts(states, states, states, torch.tensor([50, 50, 50]), 0.25)
+    finally:
+        torch.set_num_threads(1)
+
+    assert torch.equal(alone[0, :22], whole[1, :22])
+    assert torch.equal(on_two, whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

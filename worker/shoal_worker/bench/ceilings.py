@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shoal_worker.bench.breakdown import timed_ms
 from shoal_worker.bench.roofline import Ceilings, ModelSize
 from shoal_worker.engine import LoadedModel
+from shoal_worker.engine.native import NativeUnavailable
+from shoal_worker.engine.native_ops import packed, product
+from shoal_worker.engine.packed import pays
 from shoal_worker.engine.probe import probe
 
 _TRIES = 5
@@ -27,12 +30,28 @@ def measured_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """What `device` reaches now, with products of `dtype`."""
     kind = device.type
     read_ms, copy_ms = _memory_ms(_BYTES[kind], device)
-    factor = torch.ones(_WIDTH[kind], _WIDTH[kind], dtype=dtype, device=device)
-    product_ms = _best_ms(lambda: factor @ factor, device)
+    # Not ones or zeros, on which some processors are faster than on anything else.
+    factor = torch.randn(_WIDTH[kind], _WIDTH[kind], device=device).to(dtype)
+    products = [lambda: factor @ factor]
+    if kind == "cpu" and (native_product := _native_product(factor)):
+        products.append(native_product)
+    product_ms = min(_best_ms(product, device) for product in products)
     return Ceilings(
         bytes_per_s=1000 * max(_BYTES[kind] / read_ms, 2 * _BYTES[kind] / copy_ms),
         operations_per_s=1000 * 2 * _WIDTH[kind] ** 3 / product_ms,
     )
+
+
+def _native_product(factor: Tensor) -> Callable[[], Tensor] | None:
+    """The same product by our native code, where the engine would use it."""
+    try:
+        if not pays(factor.dtype):
+            return None
+        panels = packed(factor)
+    except NativeUnavailable:
+        return None
+    width, dtype = len(factor), factor.dtype
+    return lambda: product(factor, panels, None, None, width, dtype)
 
 
 def _memory_ms(num_bytes: int, device: torch.device) -> tuple[float, float]:

@@ -64,6 +64,7 @@ def attend(
     dropout: float = 0.0,
     *,
     live: Live | None = None,
+    prompt_lengths: Tensor | None = None,
     calls: list[int] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -79,6 +80,7 @@ def attend(
         scaling: of the scores; by default that of the head's size.
         dropout: always 0.
         live: what each slot may read; None for prompts.
+        prompt_lengths: `[rows]`, for the CPU's native code; None where torch attends.
         calls: a list to append to, when somebody checks that the model comes through here.
         others: what else the model passes; refused unless it changes nothing.
 
@@ -88,6 +90,9 @@ def attend(
     if calls is not None:
         calls.append(len(calls))
     _refuse_unknown(module, attention_mask, dropout, others)
+    if prompt_lengths is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return torch.ops.shoal.attend_prompts_cpu(query, key, value, prompt_lengths, scale), None
     if live is None:
         output = _attend_prompt(query, key, value, scaling)
     elif live.mask is not None:

@@ -47,11 +47,13 @@ class PromptWrite:
     Attributes:
         slots: `[rows]`, the slot that each row writes.
         source: `[rows]`, the computed row that goes there.
+        lengths: `[rows]`, of the computed rows' prompts.
         padding: `[rows, 1, length, 1]`, true past the end of a computed row's prompt.
     """
 
     slots: Tensor
     source: Tensor
+    lengths: Tensor
     padding: Tensor
 
 
@@ -75,14 +77,22 @@ class LaneCache(Cache):
         slots: rows.
         kv_len: positions of a row.
         device: where it is allocated.
+        native: whether the CPU's native code writes it, which reads nothing behind a position.
     """
 
     def __init__(
-        self, shapes: Sequence[LayerShape], slots: int, kv_len: int, device: torch.device
+        self,
+        shapes: Sequence[LayerShape],
+        slots: int,
+        kv_len: int,
+        device: torch.device,
+        *,
+        native: bool = False,
     ) -> None:
         # No layer objects: the model sees an empty cache and takes positions from us.
         super().__init__(layers=[])
         self.kv_len = kv_len
+        self._native = native
         self.keys = [
             torch.zeros(slots, s.kv_heads, kv_len, s.key_dim, dtype=s.dtype, device=device)
             for s in shapes
@@ -111,10 +121,17 @@ class LaneCache(Cache):
         # Not a match statement, which the compiler of the decode step does not know.
         write = self.write
         if isinstance(write, TokenWrite):
-            keys[self._all_slots, :, write.positions] = _kept(key_states[:, :, 0], keys)
-            values[self._all_slots, :, write.positions] = _kept(value_states[:, :, 0], values)
+            self._append(_kept(key_states[:, :, 0], keys), keys, write.positions)
+            self._append(_kept(value_states[:, :, 0], values), values, write.positions)
             return keys, values
         assert write is not None, "a forward pass says first where it writes"
+        if self._native:
+            for states, cache in ((key_states, keys), (value_states, values)):
+                kept = _kept(states, cache)
+                torch.ops.shoal.write_prompts_cpu(
+                    kept, cache, write.slots, write.source, write.lengths
+                )
+            return key_states, value_states
         # Zeroed here too: a weight of zero does not cancel a NaN behind the prompt's end.
         key_states = key_states.masked_fill(write.padding, 0)
         value_states = value_states.masked_fill(write.padding, 0)
@@ -123,6 +140,12 @@ class LaneCache(Cache):
         keys[:, :, :length].index_copy_(0, write.slots, kept_keys[write.source])
         values[:, :, :length].index_copy_(0, write.slots, kept_values[write.source])
         return key_states, value_states
+
+    def _append(self, states: Tensor, cache: Tensor, positions: Tensor) -> None:
+        if self._native:
+            torch.ops.shoal.append_cpu(states, cache, positions)
+        else:
+            cache[self._all_slots, :, positions] = states
 
     def clear(self, slots: Tensor, start: int, stop: int) -> None:
         """Zero positions `start` to `stop` of some slots."""

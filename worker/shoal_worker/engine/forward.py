@@ -18,7 +18,13 @@ from shoal_worker.engine.cache import LaneCache
 
 
 def prompt_logits(
-    model: PreTrainedModel, token_ids: Tensor, position_ids: Tensor, cache: LaneCache, last: Tensor
+    model: PreTrainedModel,
+    token_ids: Tensor,
+    position_ids: Tensor,
+    cache: LaneCache,
+    last: Tensor,
+    *,
+    native: bool = False,
 ) -> Tensor:
     """Read prompts and give the logits after each one's last token.
 
@@ -28,6 +34,7 @@ def prompt_logits(
         position_ids: `[rows, length]`.
         cache: knows where keys and values go.
         last: `[rows]`, where each row's prompt has its last token.
+        native: attend by the CPU's native code, which leaves padding out.
 
     Returns:
         `[rows, vocab]`; logits of other positions are never made.
@@ -38,6 +45,7 @@ def prompt_logits(
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
+            prompt_lengths=last + 1 if native else None,
         )
     logits: Tensor = output.logits
     return logits[:, 0] if logits.shape[1] == 1 else _pick(logits, last)[:, 0]

@@ -54,7 +54,8 @@ class Lane:
         self._model = model
         self._device = model.device
         self._runtime = runtime
-        self.cache = LaneCache(shapes, spec.slots, spec.kv_len, self._device)
+        self._native = runtime.kernels and self._device.type == "cpu"
+        self.cache = LaneCache(shapes, spec.slots, spec.kv_len, self._device, native=self._native)
         self.logits = torch.empty(0, device=self._device)
         self._sampling = SlotSampling(spec.slots, vocab_size, self._device)
         self._cursors = Cursors(spec.slots, self._device)
@@ -188,7 +189,12 @@ class Lane:
         self.cache.write = write = inputs.write()
         with self._runtime.reading(~write.padding[:, 0, :, 0]):
             logits = prompt_logits(
-                self._model, inputs.token_ids, inputs.position_ids(), self.cache, inputs.lengths - 1
+                self._model,
+                inputs.token_ids,
+                inputs.position_ids(),
+                self.cache,
+                inputs.lengths - 1,
+                native=self._native,
             )
         tokens = torch.zeros_like(inputs.slots)
         if self._runtime.draw is not None:

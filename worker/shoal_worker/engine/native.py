@@ -1,7 +1,7 @@
 """The CPU's native code: built by the C++ compiler that is there, once, and loaded.
 
 Owns where the library lies and when it is built. Knows nothing of what its functions compute; those
-are in `native.cpp`, and `native_ops` gives them tensors.
+are in `cpp/`, and `native_ops` gives them tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch  # Its OpenMP must be the one that the library finds.
 
 from shoal_worker.engine.fingerprint import hardware
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).parent / "cpp" / "native.cpp"
 CACHE = "SHOAL_KERNEL_CACHE"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
@@ -67,7 +67,8 @@ def library_path() -> Path:
     if found is None:
         raise NativeUnavailable("there is no C++ compiler; install g++ or name one in CXX")
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-    decides = (SOURCE.read_text(), version.stdout, " ".join(_FLAGS), hardware(torch.device("cpu")))
+    sources = [path.read_text() for path in sorted(SOURCE.parent.iterdir())]
+    decides = (*sources, version.stdout, " ".join(_FLAGS), hardware(torch.device("cpu")))
     digest = hashlib.sha256("\0".join(decides).encode()).hexdigest()[:16]
     return _folder() / f"shoal-{platform.machine()}-{digest}.so"
 

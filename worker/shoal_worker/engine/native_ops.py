@@ -7,17 +7,19 @@ Owns pointers and strides. What each function means is what its counterpart in t
 from __future__ import annotations
 
 from ctypes import c_float, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from shoal_worker.engine.native import library
 from shoal_worker.engine.params import RowParams
 from shoal_worker.engine.quantized import FACTOR_BYTES
 
 MAX_TOP_K = 64
-PANEL = 24
-_ROWS = 4
+_UNIT_BYTES = 4
+_PROMPT_DTYPES = (torch.float32, torch.bfloat16)
 _KEPT = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}
 
 
@@ -84,79 +86,193 @@ def draw(logits: Tensor, params: RowParams, positions: Tensor) -> Tensor:
     return tokens
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether `product` takes numbers of this type on this processor."""
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and bool(library().shoal_multiplies_bfloat16())
+    )
+
+
 def packed(weight: Tensor) -> Tensor:
     """A weight in the order that `product` reads it in.
 
     Args:
-        weight: `[columns, depth]`, float32, of any strides.
+        weight: `[columns, depth]`, of a type that `multiplies`; in bfloat16 the depth is even.
 
     Returns:
-        `[panels, depth, 24]`.
+        `[panels, units, columns of a panel, numbers of a unit]`; a unit has 32 bits.
     """
     columns, depth = weight.shape
-    panels = torch.empty(-(-columns // PANEL), depth, PANEL)
-    library().shoal_pack(
-        _at(weight),
-        *map(c_int64, weight.stride()),
-        _at(panels),
-        c_int64(columns),
-        c_int64(depth),
-    )
-    return panels
+    panel, in_unit = library().shoal_panel(), _UNIT_BYTES // weight.dtype.itemsize
+    assert depth % in_unit == 0, f"{depth} numbers are no whole units"
+    whole = pad(weight, (0, 0, 0, -columns % panel))
+    return whole.view(-1, panel, depth // in_unit, in_unit).transpose(1, 2).contiguous()
 
 
 @torch.library.custom_op("shoal::product", mutates_args=())
 def product(
-    states: Tensor, panels: Tensor, bias: Tensor | None, live: Tensor | None, columns: int
+    states: Tensor,
+    panels: Tensor,
+    bias: Tensor | None,
+    live: Tensor | None,
+    columns: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """A linear layer whose weight is packed.
+    """A linear layer whose weight is packed; it adds in float32.
 
     Args:
-        states: `[rows, depth]`, float32.
+        states: `[rows, depth]`, of the weight's type.
         panels: from `packed`.
-        bias: `[columns]`.
+        bias: `[columns]`, float32.
         live: `[rows]`, boolean; other rows are left out and come out as zeros. None: all are.
         columns: of the result.
+        dtype: of the result: the weight's, or float32.
 
     Returns:
         `[rows, columns]`.
     """
     states = states.contiguous()
     live = None if live is None else live.contiguous()
-    rows, depth = states.shape
-    scratch = torch.empty(-(-rows // _ROWS) * _ROWS, depth)
-    output = torch.empty(rows, columns)
-    library().shoal_product(
+    output = torch.empty(states.shape[0], columns, dtype=dtype)
+    _product_of(states.dtype, dtype)(
         _at(states),
         _at(panels),
         None if bias is None else _at(bias),
         None if live is None else _at(live),
-        _at(scratch),
         _at(output),
-        *map(c_int64, (rows, columns, depth)),
+        *map(c_int64, (states.shape[0], columns, panels.shape[1], torch.get_num_threads())),
     )
     return output
 
 
+def _product_of(states: torch.dtype, output: torch.dtype) -> Any:
+    if states == torch.float32:
+        return library().shoal_product
+    if output == torch.float32:
+        return library().shoal_product_widened
+    return library().shoal_product_bfloat16
+
+
 @product.register_fake
 def _(
-    states: Tensor, panels: Tensor, bias: Tensor | None, live: Tensor | None, columns: int
+    states: Tensor,
+    panels: Tensor,
+    bias: Tensor | None,
+    live: Tensor | None,
+    columns: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    return states.new_empty(states.shape[0], columns)
+    return states.new_empty(states.shape[0], columns, dtype=dtype)
+
+
+@torch.library.custom_op("shoal::attend_prompts_cpu", mutates_args=())
+def attend_prompts(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float
+) -> Tensor:
+    """Attend within prompts: each position to itself and to those before it.
+
+    Args:
+        query: `[rows, head, length, key_dim]`, of any strides but the last, which is 1.
+        key: `[rows, kv_head, length, key_dim]`, likewise.
+        value: `[rows, kv_head, length, value_dim]`, likewise.
+        lengths: `[rows]`, int64: what is behind them is never read, and comes out as zeros.
+        scale: of the scores.
+
+    Returns:
+        `[rows, length, head, value_dim]`.
+    """
+    if query.dtype not in _PROMPT_DTYPES:
+        wide = (x.to(torch.float32) for x in (query, key, value))
+        narrow: Tensor = attend_prompts(*wide, lengths, scale)
+        return narrow.to(query.dtype)
+    rows, heads, length, key_dim = query.shape
+    output = query.new_empty(rows, length, heads, value.shape[3])
+    is_wide = query.dtype == torch.float32
+    attend = library().shoal_attend_prompts if is_wide else library().shoal_attend_prompts_bfloat16
+    attend(
+        *(part for x in (query, key, value) for part in (_at(x), _strides(x))),
+        _at(output),
+        _at(lengths),
+        *map(c_int64, (rows, heads, key.shape[1], length, key_dim, value.shape[3])),
+        c_float(scale),
+    )
+    return output
+
+
+@attend_prompts.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    rows, heads, length, _ = query.shape
+    return query.new_empty(rows, length, heads, value.shape[3])
+
+
+@torch.library.custom_op("shoal::write_prompts_cpu", mutates_args={"cache"})
+def write_prompts(
+    states: Tensor, cache: Tensor, slots: Tensor, source: Tensor, lengths: Tensor
+) -> None:
+    """Write prompts' keys or values to the first positions of their slots.
+
+    Args:
+        states: `[rows, kv_head, length, dim]`, of the cache's type.
+        cache: `[slots, kv_head, kv_len, dim]`, contiguous.
+        slots: `[rows]`, int64, where each row goes; rows that repeat the first one's are left out.
+        source: `[rows]`, int64, the row of `states` that goes there.
+        lengths: `[rows]`, int64, of the rows of `states`.
+    """
+    _, heads, kv_len, dim = cache.shape
+    size = cache.dtype.itemsize
+    library().shoal_write_prompts(
+        _at(states),
+        _strides(states, size),
+        *map(_at, (cache, slots, source, lengths)),
+        *map(c_int64, (len(slots), heads, kv_len, dim * size)),
+    )
+
+
+@torch.library.custom_op("shoal::append_cpu", mutates_args={"cache"})
+def append(states: Tensor, cache: Tensor, positions: Tensor) -> None:
+    """Write new keys or values, each slot's at its own position.
+
+    Args:
+        states: `[slots, kv_head, dim]`, of the cache's type; a row is contiguous.
+        cache: `[slots, kv_head, kv_len, dim]`, contiguous.
+        positions: `[slots]`, int64.
+    """
+    slots, heads, kv_len, dim = cache.shape
+    size = cache.dtype.itemsize
+    assert states.stride(2) == 1, "a row is copied as a whole"
+    library().shoal_append(
+        _at(states),
+        *(c_int64(stride * size) for stride in states.stride()[:2]),
+        *map(_at, (cache, positions)),
+        *map(c_int64, (slots, heads, kv_len, dim * size)),
+    )
+
+
+@append.register_fake
+def _(states: Tensor, cache: Tensor, positions: Tensor) -> None:
+    return None
 
 
 @torch.library.custom_op("shoal::gelu_cpu", mutates_args=())
 def gelu(states: Tensor) -> Tensor:
-    """GELU by its formula with tanh, of float32 in any shape."""
+    """GELU by its formula with tanh, of float32 or bfloat16 in any shape."""
     states = states.contiguous()
     output = torch.empty_like(states)
-    library().shoal_gelu(_at(states), _at(output), c_int64(states.numel()))
+    is_wide = states.dtype == torch.float32
+    gelu_of = library().shoal_gelu if is_wide else library().shoal_gelu_bfloat16
+    gelu_of(_at(states), _at(output), c_int64(states.numel()))
     return output
 
 
 @gelu.register_fake
 def _(states: Tensor) -> Tensor:
     return states.new_empty(states.shape)
+
+
+def _strides(tensor: Tensor, size: int = 1) -> Any:
+    """Of all dimensions but the last, whose numbers lie side by side, in units of `size` bytes."""
+    assert tensor.stride(-1) == 1, "a row is read in order"
+    return (c_int64 * 3)(*(stride * size for stride in tensor.stride()[:3]))
 
 
 def _at(tensor: Tensor) -> c_void_p:

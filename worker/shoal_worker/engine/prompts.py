@@ -72,4 +72,4 @@ class PromptInputs:
     def write(self) -> PromptWrite:
         """Where keys and values go."""
         padding = self.position_ids() >= self.lengths[:, None]
-        return PromptWrite(self.slots, self.source, padding[:, None, :, None])
+        return PromptWrite(self.slots, self.source, self.lengths, padding[:, None, :, None])
