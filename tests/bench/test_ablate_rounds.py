@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 
 from shoal_worker.bench.ablate.answers import Run
@@ -19,9 +20,11 @@ class ScriptedRunner:
     name: str
     log: list[str]
     others: list[float] = field(default_factory=list)
+    delay_s: float = 0.0
 
     def run(self) -> Run:
         self.log.append(self.name)
+        time.sleep(self.delay_s)
         return Run({"number": len(self.log)}, [], self.others.pop(0) if self.others else 0.0)
 
 
@@ -44,6 +47,16 @@ def test_who_has_used_up_its_time_ends_after_the_least_rounds() -> None:
     runners = {name: ScriptedRunner(name, log) for name in "ab"}
 
     runs = in_rounds(runners, replace(LOAD, budget_s=0), said)
+
+    assert [len(made) for made in runs.values()] == [2, 2]
+
+
+def test_who_is_left_alone_ends_too() -> None:
+    log: list[str] = []
+    slow = ScriptedRunner("s", log, delay_s=0.02)
+    runners = {"f": ScriptedRunner("f", log), "s": slow}
+
+    runs = in_rounds(runners, replace(LOAD, budget_s=0.02), said)
 
     assert [len(made) for made in runs.values()] == [2, 2]
 

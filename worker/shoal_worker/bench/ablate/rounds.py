@@ -28,6 +28,7 @@ def in_rounds(runners: Mapping[Key, Runs], load: Load, say: Say) -> dict[Key, li
     """The runs of each, by round: all begin with the first, slow ones end sooner.
 
     One run of each goes before and is not counted. Every other round goes through them backwards.
+    Who is left alone ends as well: its runs would have nothing to be compared with.
     """
     for runner in runners.values():
         runner.run()
@@ -36,13 +37,19 @@ def in_rounds(runners: Mapping[Key, Runs], load: Load, say: Say) -> dict[Key, li
     for number in range(load.max_pairs):
         say(f"round {number + 1} of {load.max_pairs}")
         order = list(runners) if number % 2 == 0 else list(reversed(list(runners)))
-        for key in order:
-            is_early = number < load.min_pairs or spent_s[key] < load.budget_s
-            # Who has sat out a round has no partner in the next.
-            if len(runs[key]) == number and is_early:
-                started_s = time.monotonic()
-                runs[key].append(_undisturbed(runners[key]))
-                spent_s[key] += time.monotonic() - started_s
+        is_early = number < load.min_pairs
+        # Who has sat out a round has no partner in the next.
+        at_work = [
+            key
+            for key in order
+            if len(runs[key]) == number and (is_early or spent_s[key] < load.budget_s)
+        ]
+        if len(at_work) == 1 < len(runners):
+            break
+        for key in at_work:
+            started_s = time.monotonic()
+            runs[key].append(_undisturbed(runners[key]))
+            spent_s[key] += time.monotonic() - started_s
     return runs
 
 
