@@ -60,6 +60,20 @@ def test_a_result_that_nests_too_deeply_is_a_bad_one(client: Client) -> None:
     assert caught.value.code == "bad_result"
 
 
+def test_a_job_of_many_requests_is_read_once_for_all(
+    client: Client, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedWorker(redis_url):
+        jobs = client.submit_many(["a", "b", "c"], requests_per_job=3)
+        results = [jobs[0].result(timeout=5)]
+    monkeypatch.setattr(client, "states", None)
+
+    results += [job.result(timeout=5) for job in jobs[1:]]
+
+    assert [result.prompt for result in results] == ["a", "b", "c"]
+    assert len({result.id for result in results}) == 3
+
+
 def test_a_forgotten_job_leaves_nothing(client: Client) -> None:
     job = client.submit("p")
     client.redis.delete("rq:queue:shoal-default", "rq:queues")

@@ -25,7 +25,13 @@ from shoal.jobs import (
     outgoing_job,
 )
 from shoal.submission import RequestGroups, packed_jobs, single_job
-from shoal.wire import QUEUE_DEFAULT, GenerationRequest, GenerationResult, SamplingParams
+from shoal.wire import (
+    QUEUE_DEFAULT,
+    GenerationRequest,
+    GenerationResult,
+    JobResult,
+    SamplingParams,
+)
 
 
 class AsyncJob:
@@ -56,7 +62,7 @@ class AsyncJob:
 
     async def result(self, timeout: float | None = None) -> GenerationResult:  # noqa: ASYNC109
         """Wait for the completions; errors as `shoal.client.Job.result`."""
-        job_result = await self._client.wait(self.handle.job_id, timeout)
+        job_result = await self._client.results_of(self.handle, timeout)
         result = result_of(self.handle, job_result)
         if self.request is None:
             return result
@@ -75,6 +81,8 @@ class AsyncClient(AsyncJobQueue):
 
     Use as `async with AsyncClient() as client`: connections open on entry and close on exit.
     """
+
+    _last_read: tuple[str, JobResult] | None = None
 
     async def submit(
         self,
@@ -123,6 +131,16 @@ class AsyncClient(AsyncJobQueue):
             requests_per_job=requests_per_job,
         )
         return await self._submit(jobs)
+
+    async def results_of(self, handle: Handle, timeout: float | None = None) -> JobResult:  # noqa: ASYNC109
+        """All results of a handle's job; see `Client.results_of`."""
+        last = self._last_read
+        if last is not None and last[0] == handle.job_id:
+            return last[1]
+        results = await self.wait(handle.job_id, timeout)
+        if handle.num_requests > 1:
+            self._last_read = handle.job_id, results
+        return results
 
     async def generate(
         self,

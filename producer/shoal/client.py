@@ -24,7 +24,13 @@ from shoal.jobs import (
     outgoing_job,
 )
 from shoal.submission import RequestGroups, packed_jobs, single_job
-from shoal.wire import QUEUE_DEFAULT, GenerationRequest, GenerationResult, SamplingParams
+from shoal.wire import (
+    QUEUE_DEFAULT,
+    GenerationRequest,
+    GenerationResult,
+    JobResult,
+    SamplingParams,
+)
 
 
 class Job:
@@ -65,7 +71,7 @@ class Job:
             ResultTimeout: nothing came in time; the job goes on.
             Cancelled, Expired, GenerationFailed, InvalidRequest: what became of it instead.
         """
-        job_result = self._client.wait(self.handle.job_id, timeout)
+        job_result = self._client.results_of(self.handle, timeout)
         return self._with_prompt(result_of(self.handle, job_result))
 
     def cancel(self) -> bool:
@@ -84,6 +90,8 @@ class Client(JobQueue):
     Arguments and errors are those of `JobQueue`: without an address, SHOAL_REDIS_URL, then
     REDIS_URL, then the embedded Redis of this user.
     """
+
+    _last_read: tuple[str, JobResult] | None = None
 
     def submit(
         self,
@@ -237,6 +245,19 @@ class Client(JobQueue):
     def job(self, job_id: str) -> Job:
         """A handle on a request submitted earlier, also by another process."""
         return Job(self, Handle.parse(job_id))
+
+    def results_of(self, handle: Handle, timeout: float | None = None) -> JobResult:
+        """All results of a handle's job, when it is final; errors as `wait`.
+
+        A job of many requests is mostly asked for one after the other: it is read once for all.
+        """
+        last = self._last_read
+        if last is not None and last[0] == handle.job_id:
+            return last[1]
+        results = self.wait(handle.job_id, timeout)
+        if handle.num_requests > 1:
+            self._last_read = handle.job_id, results
+        return results
 
     def _stream(
         self, request: GenerationRequest, queue: str, timeout: float | None
