@@ -1,4 +1,4 @@
-"""Real workers with the demo model, and bulk runs as commands, to be killed at will."""
+"""Real workers, and bulk runs as commands, to be killed at will."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,13 +18,19 @@ START_S = 120.0  # Several load torch at once, on a machine that does other thin
 BULK = "import sys; from shoal.cli import main; sys.argv[0] = 'shoal'; main()"
 
 
-class DemoWorker:
-    """A `shoal worker` process with the demo model on one thread."""
+class RealWorker:
+    """A `shoal worker` process on one thread.
 
-    def __init__(self, url: str, folder: Path, name: str, lease_s: float) -> None:
+    Args:
+        folder: where its output and log go.
+        settings: more of its flags, by name.
+    """
+
+    def __init__(self, url: str, folder: Path, name: str, device: str, **settings: Any) -> None:
         self.name = name
+        self.device = device
         self._out = folder / f"{name}.out"
-        settings = {"model": "demo", "redis": url, "threads": 1, "lease": lease_s, "name": name}
+        settings |= {"redis": url, "threads": 1, "name": name, "device": device}
         flags = [f"--{key}={value}" for key, value in settings.items()]
         self._log = folder / f"{name}.log"
         with self._out.open("wb") as out, self._log.open("wb") as log:
@@ -53,14 +60,28 @@ class DemoWorker:
 
 
 class Fleet:
-    """So many workers of one Redis; all are killed at the end of the block."""
+    """So many workers of one Redis; all are killed at the end of the block.
 
-    def __init__(self, url: str, folder: Path, lease_s: float) -> None:
+    Args:
+        folder: where their output and logs go.
+        devices: a worker goes where the fewest are.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        lease_s: float,
+        model: str = "demo",
+        devices: Sequence[str] = ("auto",),
+    ) -> None:
         self._url = url
         self._folder = folder
         self._lease_s = lease_s
+        self._model = model
+        self._devices = devices
         self._num_started = 0
-        self.workers: list[DemoWorker] = []
+        self.workers: list[RealWorker] = []
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +100,14 @@ class Fleet:
         self.workers = [worker for worker in self.workers if worker.is_alive]
         while len(self.workers) < number:
             self._num_started += 1
-            name = f"demo-{os.getpid()}-{self._num_started}"
-            self.workers.append(DemoWorker(self._url, self._folder, name, self._lease_s))
+            name = f"real-{os.getpid()}-{self._num_started}"
+            taken = [worker.device for worker in self.workers]
+            device = min(self._devices, key=taken.count)
+            self.workers.append(
+                RealWorker(
+                    self._url, self._folder, name, device, model=self._model, lease=self._lease_s
+                )
+            )
 
     def have(self, number: int) -> None:
         """Have this many that serve."""

@@ -1,9 +1,9 @@
 """The same rows whatever happens: one bulk run, made under seven sets of circumstances.
 
 `python -m tests.faults.same_rows [--rows 2000] [--max-tokens 32] [--json]` starts a Redis of its
-own (append-only, each write synced) and real workers with the demo model. Prompts are of mixed
-lengths, tokens are sampled. The exit code is 1 if any two runs differ in a byte, or if a fault
-never struck.
+own (append-only, each write synced) and real workers with the demo model, or with `--model`. Where
+`--devices cuda:0,cuda:1` names several, workers are spread over them. Prompts are of mixed lengths,
+tokens are sampled. The exit code is 1 if any two runs differ in a byte, or if a fault never struck.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from shoal.errors import ShoalError
 WORDS = ("the", "of", "and", "return", "is", "that", "for", "module", "with", "value", "by", "this")
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 POLL_S = 0.02
-WORKERS = 3
 # KEYS: a queue. ARGV: a seed. Puts its jobs in another order, in one step.
 SHUFFLE = """
 local ids = redis.call('LRANGE', KEYS[1], 0, -1)
@@ -49,10 +48,19 @@ return #ids
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is run, and how often it is struck at the most."""
+    """What is run, and how often it is struck at the most.
+
+    Attributes:
+        model: as `shoal worker --model` takes it.
+        devices: of the workers, as `--device` takes them, by commas.
+        workers: in all runs but the first.
+    """
 
     rows: int = 2_000
     max_tokens: int = 32
+    model: str = "demo"
+    devices: str = "auto"
+    workers: int = 3
     lease_s: float = 2.0
     kill_s: float = 5.0
     worker_kills: int = 1_000
@@ -107,15 +115,15 @@ class Circumstances:
         with self._run("1 worker"):
             pass
 
-    def three_workers(self) -> None:
+    def several_workers(self) -> None:
         """(b) Several, which share the rows as it comes."""
-        self._fleet.have(WORKERS)
-        with self._run(f"{WORKERS} workers"):
+        self._fleet.have(self.options.workers)
+        with self._run(f"{self.options.workers} workers"):
             pass
 
     def killed_workers(self) -> None:
         """(c) One of them is killed every few seconds, while it holds jobs."""
-        self._fleet.have(WORKERS)
+        self._fleet.have(self.options.workers)
         kills, next_s = 0, 0.0
         with self._run("a worker killed, again and again") as producer:
             while producer.is_running:
@@ -123,13 +131,13 @@ class Circumstances:
                 if holder is not None and kills < self.options.worker_kills:
                     holder.kill()
                     kills, next_s = kills + 1, time.monotonic() + self.options.kill_s
-                    self._fleet.start(WORKERS)
+                    self._fleet.start(self.options.workers)
                 time.sleep(POLL_S)
         self.report.strikes["a worker killed, again and again"] = kills
 
     def killed_producer(self) -> None:
         """(d) It is killed at random moments while its jobs are under way, and started again."""
-        self._fleet.have(WORKERS)
+        self._fleet.have(self.options.workers)
         kills = 0
         what = "the producer killed, and started again"
         output = self._folder / "killed.jsonl"
@@ -148,7 +156,7 @@ class Circumstances:
 
     def killed_redis(self) -> None:
         """(e) The server is killed while jobs are under way, and reads what it had written."""
-        self._fleet.have(WORKERS)
+        self._fleet.have(self.options.workers)
         kills = 0
         what = "Redis killed, and started again"
         with self._run(what) as producer:
@@ -164,7 +172,7 @@ class Circumstances:
 
     def shuffled(self) -> None:
         """(f) Jobs are put in another order before any is taken, and again and again."""
-        self._fleet.have(WORKERS)
+        self._fleet.have(self.options.workers)
         what, shuffles = "jobs shuffled", 0
         with self._server.client() as connection:
             connection.set("rq:suspended", 1)
@@ -180,7 +188,7 @@ class Circumstances:
 
     def in_company(self) -> None:
         """(g) Somebody else's requests, of all lengths, are decoded in the same batches."""
-        self._fleet.have(WORKERS)
+        self._fleet.have(self.options.workers)
         what = "another user's requests between"
         with self._run(what) as producer:
             answered = _company(self._server.url, producer, random.Random(self.options.seed + 1))
@@ -220,11 +228,13 @@ def run(options: Options) -> Report:
     with (
         RedisServer(*DURABLE) as server,
         tempfile.TemporaryDirectory() as folder,
-        Fleet(server.url, Path(folder), options.lease_s) as fleet,
+        Fleet(
+            server.url, Path(folder), options.lease_s, options.model, options.devices.split(",")
+        ) as fleet,
     ):
         here = Circumstances(options, server, fleet, Path(folder))
         here.one_worker()
-        here.three_workers()
+        here.several_workers()
         here.in_company()
         here.shuffled()
         here.killed_producer()
