@@ -160,6 +160,22 @@ def test_warming_up_leaves_no_trace_on_a_gpu() -> None:
         assert one.output_logprobs == other.output_logprobs
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
+@pytest.mark.parametrize("way", WAYS)
+def test_another_gpu_than_the_current_one_draws_the_same(way: str) -> None:
+    options = EngineOptions(**WAYS[way])
+    here, there = every_kind_of_row(), every_kind_of_row()
+    engine = Engine(loaded_model(device="cuda:1"), TABLE, options)
+
+    engine.warm_up()
+    serve(engine, there)
+    serve(Engine(loaded_model(device="cuda:0"), TABLE, options), here)
+
+    for one, other in zip(here, there, strict=True):
+        assert one.output_token_ids == other.output_token_ids
+        assert one.output_logprobs == other.output_logprobs
+
+
 def every_kind_of_row() -> list[Sequence]:
     """Rows that a step draws by itself next to rows that it does not."""
     inside = sequences(temperature=0.9, top_k=40, top_p=0.9)

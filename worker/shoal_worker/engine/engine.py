@@ -7,7 +7,8 @@ a step says which rows to run, the answer is their tokens.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -72,10 +73,11 @@ class Engine:
         """
         slots, sequences = _unzipped(step)
         lane = self.lanes[step.lane.name]
-        lane.prefill(step.bucket, slots, sequences)
-        if self.choices.run_ahead:
-            return [[] for _ in sequences]
-        return lane.read(sequences, num_left=0)
+        with self._on_device():
+            lane.prefill(step.bucket, slots, sequences)
+            if self.choices.run_ahead:
+                return [[] for _ in sequences]
+            return lane.read(sequences, num_left=0)
 
     @torch.inference_mode()
     def decode(self, step: Decode) -> list[list[SampledToken]]:
@@ -87,8 +89,9 @@ class Engine:
         """
         slots, sequences = _unzipped(step)
         lane = self.lanes[step.lane.name]
-        launched = lane.decode(slots, sequences, self.choices.decode_steps)
-        return lane.read(sequences, num_left=int(launched and self.choices.run_ahead))
+        with self._on_device():
+            launched = lane.decode(slots, sequences, self.choices.decode_steps)
+            return lane.read(sequences, num_left=int(launched and self.choices.run_ahead))
 
     @torch.inference_mode()
     def release(self, lane: LaneSpec, slot: int) -> None:
@@ -104,13 +107,19 @@ class Engine:
         for lane in self.lanes.values():
             # Graphs are recorded the second time.
             shapes = lane.spec.buckets() * (1 + self.choices.cuda_graphs)
-            alike = {_warmed_up(lane, bucket) for bucket in shapes}
+            with self._on_device():
+                alike = {_warmed_up(lane, bucket) for bucket in shapes}
             if False in alike:
                 log.warning(
                     "lane %s gives equal rows unequal results, so a result depends on its company; "
                     "set MKL_CBWR=AUTO or fewer threads",
                     lane.spec.name,
                 )
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Makes the model's GPU the current one: graphs, events and Triton's kernels go there."""
+        device = self.loaded.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _unzipped(step: Prefill | Decode) -> tuple[list[int], list[Sequence]]:

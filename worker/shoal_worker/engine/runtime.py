@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from shoal_worker.engine import native_ops
-from shoal_worker.engine.graphs import graph_pool
+from shoal_worker.engine.graphs import GraphPool
 from shoal_worker.engine.options import Choices
 from shoal_worker.engine.packed import LiveRows
 from shoal_worker.engine.params import RowParams
@@ -25,7 +24,7 @@ class Runtime:
     """What `Choices` come to on a device.
 
     Attributes:
-        graph_pool: memory for recorded passes; None where they are not recorded.
+        graph_pool: for recorded passes; None where they are not recorded.
         kernels: whether decode attention is our kernel.
         draw: logits `[rows, vocab]`, parameters and positions to tokens `[rows]`, as a kernel
             within a pass; None where every row is drawn after it.
@@ -41,7 +40,7 @@ class Runtime:
     ) -> None:
         self.device = device
         self.kernels = choices.kernels
-        self.graph_pool: Any = graph_pool() if choices.cuda_graphs else None
+        self.graph_pool = GraphPool(device) if choices.cuda_graphs else None
         self.draw: Callable[[Tensor, RowParams, Tensor], Tensor] | None = None
         self.max_top_k = 0
         self._compile = choices.compile
