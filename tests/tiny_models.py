@@ -73,7 +73,7 @@ def tiny_model(config: PreTrainedConfig, attention: str = "sdpa", seed: int = 0)
     """A model with random weights. Equal seeds give equal weights, whatever the attention."""
     # Models built from one configuration object share its attention setting.
     own = copy.deepcopy(config)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(own, attn_implementation=attention)
     assert isinstance(model, PreTrainedModel)

@@ -28,7 +28,7 @@ def random_model(shape: str, device: str, dtype: torch.dtype | None = None) -> L
     attention.register()
     config = GPT2Config(**SHAPES[shape])
     chosen = _DTYPES[device] if dtype is None else dtype
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention.ATTENTION_NAME
