@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from shoal.wire import QUEUES, GenerationRequest, SamplingParams
 from shoal_worker.engine_process import load
 from shoal_worker.events import EngineLoaded, Event, StepRun
-from shoal_worker.loop import _tokens_by_queue
+from shoal_worker.loop import _new_tokens_by_queue
 from shoal_worker.messages import JobDone, Observed, Submit
 from shoal_worker.metrics import PrometheusMetrics
 from shoal_worker.sequence import Sequence as Row
@@ -75,8 +75,7 @@ def _shares(took_s: float, events: Sequence[Event], lanes: dict[str, int]) -> di
     def by_queue() -> None:
         for step in steps:
             some = rows[: step.rows]
-            _tokens_by_queue(some)
-            _tokens_by_queue(some)
+            _new_tokens_by_queue(some, [len(row.output_token_ids) for row in some])
 
     def through_the_pipe() -> None:
         pickle.loads(pickle.dumps(Observed(tuple(events))))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import logging
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import ModelError
 from shoal.logs import LogFormat, configure
 from shoal_worker.events import Event
+from shoal_worker.garbage import settle
 from shoal_worker.lanes import LaneTable, default_table, parse_table
 from shoal_worker.loop import Engine as EngineOfLoop
 from shoal_worker.loop import ServingLoop
@@ -150,10 +150,7 @@ def serve(connection: Connection, settings: EngineSettings) -> None:
     except ModelError as error:
         connection.send(LoadFailed(str(error)))
         return
-    # All that is loaded stays to the end: looking through it again and again for garbage took half
-    # of the time that the serving loop spends on a token.
-    gc.collect()
-    gc.freeze()
+    settle()
     connection.send(ready)
     outbox: Outbox[FromEngine] = Outbox(connection)
     try:

@@ -182,14 +182,15 @@ class ServingLoop:
             tokens = self._engine.decode(step)
         ended_s = self._clock()
         slots = {row.sequence: row.slot for row in step.rows}
-        before = _tokens_by_queue(slots)
+        before = [len(sequence.output_token_ids) for sequence in slots]
         for sequence in self._scheduler.update(step, tokens, ended_s):
             self._engine.release(step.lane, slots[sequence])
-        for sequence in slots:
-            self._advance_text(sequence)
+        if self._streams:
+            for sequence in slots:
+                self._advance_text(sequence)
         event = self._observer.observe(
             step,
-            new_tokens={q: n - before[q] for q, n in _tokens_by_queue(slots).items()},
+            new_tokens=_new_tokens_by_queue(slots, before),
             num_passes=max(map(len, tokens), default=1),
             started_s=started_s,
             ended_s=ended_s,
@@ -293,9 +294,10 @@ class ServingLoop:
         )
 
 
-def _tokens_by_queue(sequences: Iterable[Sequence]) -> dict[str, int]:
-    """Tokens that these have made so far."""
+def _new_tokens_by_queue(sequences: Iterable[Sequence], before: list[int]) -> dict[str, int]:
+    """Tokens that these have made since they had `before`."""
     made: dict[str, int] = {}
-    for sequence in sequences:
-        made[sequence.queue] = made.get(sequence.queue, 0) + len(sequence.output_token_ids)
+    for sequence, num_before in zip(sequences, before, strict=True):
+        new = len(sequence.output_token_ids) - num_before
+        made[sequence.queue] = made.get(sequence.queue, 0) + new
     return made

@@ -67,12 +67,23 @@ class _Lane:
     waiting: list[Sequence] = field(default_factory=list)
     running: dict[int, Sequence] = field(default_factory=dict)
     num_prefilled: int = 0
+    _rows: tuple[Row, ...] | None = None
+
+    def occupy(self, slot: int, sequence: Sequence) -> None:
+        self.running[slot] = sequence
+        self._rows = None
+
+    def vacate(self, slot: int) -> None:
+        del self.running[slot]
+        self._rows = None
 
     def free_slots(self) -> list[int]:
         return [slot for slot in range(self.spec.slots) if slot not in self.running]
 
     def rows(self) -> tuple[Row, ...]:
-        return tuple(Row(slot, sequence) for slot, sequence in sorted(self.running.items()))
+        if self._rows is None:
+            self._rows = tuple(Row(slot, self.running[slot]) for slot in sorted(self.running))
+        return self._rows
 
 
 class Scheduler:
@@ -195,7 +206,7 @@ class Scheduler:
         rows = tuple(Row(slot, sequence) for slot, sequence in zip(free, chosen, strict=False))
         for row in rows:
             lane.waiting.remove(row.sequence)
-            lane.running[row.slot] = row.sequence
+            lane.occupy(row.slot, row.sequence)
             row.sequence.slot = row.slot
         lane.num_prefilled += len(rows)
         return Prefill(lane.spec, bucket, rows)
@@ -221,5 +232,5 @@ class Scheduler:
         if sequence.slot is None:
             lane.waiting.remove(sequence)
         else:
-            del lane.running[sequence.slot]
+            lane.vacate(sequence.slot)
             sequence.slot = None

@@ -95,6 +95,14 @@ class Sequence:
         # Every token that is generated comes through here: no look-up is made twice.
         token_ids, sampling = self.output_token_ids, self.sampling
         num_tokens = len(token_ids)
+        if sampling.logprobs is None and self.finish_reason is None:
+            new_ids = [token.token_id for token in tokens]
+            if self.stop_token_ids.isdisjoint(new_ids):
+                room = sampling.max_tokens - num_tokens
+                token_ids += new_ids[:room]
+                if len(new_ids) >= room:
+                    self.finish_reason = "length"
+                return
         for token in tokens:
             if self.finish_reason is not None:
                 return

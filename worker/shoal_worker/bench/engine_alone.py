@@ -5,7 +5,6 @@ Owns the engine that is measured. Knows no queue.
 
 from __future__ import annotations
 
-import gc
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from shoal_worker.bench.workloads import Workload
 from shoal_worker.engine import Engine
 from shoal_worker.engine_process import load_engine, serving_loop
 from shoal_worker.events import Phase
+from shoal_worker.garbage import settle
 from shoal_worker.in_process import InProcess
 from shoal_worker.lanes import LaneSpec
 from shoal_worker.settings import EngineSettings
@@ -40,8 +40,7 @@ class EngineAlone:
         synchronize(self.engine.loaded.device)
         self.load_s, self.warm_up_s = loaded_s - started_s, time.perf_counter() - loaded_s
         # As a worker's engine process does it.
-        gc.collect()
-        gc.freeze()
+        settle()
         self.steps = StepTotals()
         self._clock = _WatchedEngine(self.engine)
         loop = serving_loop(self.engine, self.engine.loaded.name, stand_in=self._clock)

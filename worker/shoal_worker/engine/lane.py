@@ -114,7 +114,8 @@ class Lane:
         left = 0
         for slot, sequence in zip(slots, sequences, strict=True):
             assert self._occupants[slot] is sequence, f"slot {slot} holds another sequence"
-            left = max(left, sequence.sampling.max_tokens - self._num_launched[slot])
+            if left < max_steps:
+                left = max(left, sequence.sampling.max_tokens - self._num_launched[slot])
         num_steps = min(left, max_steps)
         if num_steps <= 0:
             return False
@@ -174,8 +175,9 @@ class Lane:
         reports: list[Reports | None],
     ) -> None:
         self._launched.add(Launched(slots, sequences, ToHost(tokens), planned, reports))
+        num_steps = len(tokens)  # Not in the loop: a tensor takes a microsecond to say it.
         for slot in slots:
-            self._num_launched[slot] += len(tokens)
+            self._num_launched[slot] += num_steps
 
     def _draw_planned(self, slots: tuple[int, ...]) -> Reports | None:
         plan = self._sampling.plan(slots)

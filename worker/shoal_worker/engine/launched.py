@@ -38,9 +38,11 @@ class Launched:
         """Each sequence's tokens; waits for the device."""
         columns: list[list[int]] = self.tokens.get().T.tolist()
         found = [{} if reports is None else reports.get() for reports in self.reports]
-        places = (
-            {slot: place for place, slot in enumerate(self.planned_slots)} if any(found) else {}
-        )
+        if not any(found):
+            for slot, sequence in zip(self.slots, self.sequences, strict=True):
+                yield sequence, list(map(_plain, columns[slot]))
+            return
+        places = {slot: place for place, slot in enumerate(self.planned_slots)}
         for slot, sequence in zip(self.slots, self.sequences, strict=True):
             column = columns[slot]
             if (place := places.get(slot)) is None:
@@ -75,7 +77,8 @@ class LaunchQueue:
                     unread.extend(tokens)
         read = []
         for sequence in sequences:
-            read.append(self._unread.get(sequence, []))
-            if sequence in self._unread:
+            fresh = self._unread.get(sequence)
+            read.append(fresh or [])
+            if fresh:
                 self._unread[sequence] = []
         return read

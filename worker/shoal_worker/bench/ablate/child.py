@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import platform
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from shoal_worker.bench.ablate.trial import ServingTrial
 from shoal_worker.bench.random_models import save_random_model
 from shoal_worker.engine.fingerprint import hardware
 from shoal_worker.engine.source import located
+from shoal_worker.garbage import settle
 
 
 def play(connection: Connection[Any, Any], role: str, argument: Any) -> None:
@@ -57,8 +57,7 @@ def _load_trial(spec: Spec, stack: ExitStack) -> tuple[float, ServingTrial | Tok
     # The first round warms up what the workload needs; lanes have many more shapes than that.
     trial = ServingTrial(spec.model, spec.device, spec.arm, spec.load, stack, warm_up=False)
     # As a worker's engine process does it.
-    gc.collect()
-    gc.freeze()
+    settle()
     return trial.load_s, trial
 
 
