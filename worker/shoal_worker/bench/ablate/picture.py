@@ -145,7 +145,7 @@ def _waterfall(axes: Any, rungs: list[RungRow]) -> None:
         y = count - 1 - place
         axes.plot([before, before], [y - 1.31, y - 0.31 + 0.62], color=_GRID, lw=1, zorder=0)
     axes.set_yticks(range(count), [rung.title for rung in reversed(rungs)])
-    axes.set_xlim(0, max(levels) * 1.22)
+    axes.set_xlim(0, max(levels) * 1.35)
     axes.set_ylim(-0.7, count - 0.3)
     axes.set_title("From the naive loop to the default", loc="left", fontweight="bold")
     axes.set_xlabel("tokens a second, and the gain over the rung before")
