@@ -6,7 +6,7 @@ import random
 from itertools import pairwise, permutations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.wire import SamplingParams, ServiceClass
@@ -118,6 +118,7 @@ def test_a_sequence_meets_the_shortest_lane_of_its_class_that_holds_it_to_its_en
 
 @settings(deadline=None)
 @given(TABLES, st.randoms(use_true_random=False), st.integers(1, 3000))
+@example([LaneSpec("bulk", 3, 64), LaneSpec("bulk", 3, 64, fine=True)], random.Random(0), 1)
 def test_a_table_is_the_same_in_whatever_order_it_was_declared(
     specs: list[LaneSpec], shuffler: random.Random, length: int
 ) -> None:

@@ -109,7 +109,8 @@ class LaneTable:
 
     def __init__(self, lanes: Iterable[LaneSpec]) -> None:
         # Ordered to the last field: a set's own order differs from process to process.
-        self.lanes = tuple(sorted(set(lanes), key=attrgetter("service_class", "kv_len", "slots")))
+        order = attrgetter("service_class", "kv_len", "slots", "fine")
+        self.lanes = tuple(sorted(set(lanes), key=order))
         if not self.lanes:
             raise ValueError("a worker needs at least one lane")
 
