@@ -78,8 +78,9 @@ def pays(dtype: torch.dtype) -> bool:
     """Whether our product is faster than torch's in numbers of this type, see the README."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return False
-    has_amx = hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities()["amx_bf16"]
-    return multiplies(dtype) and not (dtype == torch.bfloat16 and has_amx)
+    # torch 2.11 does not say.
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return multiplies(dtype) and not (dtype == torch.bfloat16 and known.get("amx_bf16", False))
 
 
 def pack_linear_layers(model: PreTrainedModel) -> LiveRows | None:
