@@ -35,7 +35,7 @@ def claimed(job_id: str, num_requests: int = 1, num_tokens: int = 0) -> Claimed:
 def test_an_ended_job_has_one_outcome_and_frees_its_requests() -> None:
     held = HeldJobs()
     held.hold(claimed("a", num_requests=7))
-    assert (len(held), held.num_requests) == (1, 7)
+    assert (len(held), held.num_requests, held.num_open) == (1, 7, 7)
 
     for _ in range(2):
         held.end("a", lambda one: Succeeded(one, 1))
@@ -89,7 +89,44 @@ def test_a_job_held_twice_counts_once() -> None:
 
     held.hold(claimed("a", num_requests=7, num_tokens=70))
 
-    assert (len(held), held.num_requests, held.num_tokens) == (1, 7, 70)
+    assert (len(held), held.num_open, held.num_open_tokens) == (1, 7, 70)
+
+
+def test_room_is_free_again_as_requests_end_not_only_whole_jobs() -> None:
+    held = HeldJobs()
+    held.hold(claimed("a", num_requests=10, num_tokens=1000))
+    held.hold(claimed("b", num_requests=2, num_tokens=50))
+
+    held.request_ended("a", 3)
+    held.request_ended("a", 0)  # An error has no completions, and was one all the same.
+    held.request_ended("nobody's", 1)
+
+    assert (held.num_requests, held.num_open, held.num_open_tokens) == (12, 8, 650)
+    held.drop("a")
+    assert (held.num_requests, held.num_open, held.num_open_tokens) == (2, 2, 50)
+
+
+def test_a_held_job_keeps_room_for_its_last_request_however_often_ends_are_told() -> None:
+    held = HeldJobs()
+    held.hold(claimed("a", num_requests=3, num_tokens=9))
+
+    for _ in range(5):
+        held.request_ended("a", 2)
+
+    assert (held.num_open, held.num_open_tokens) == (1, 3)
+
+
+def test_what_had_ended_in_an_engine_that_died_needs_room_again() -> None:
+    held = HeldJobs()
+    held.hold(claimed("a", num_requests=3, num_tokens=9))
+    held.hold(claimed("b", num_requests=1, num_tokens=1))
+    held.answer_part("a", {2: {}})
+    held.request_ended("a", 1)
+    held.request_ended("a", 1)
+
+    held.begin_again()
+
+    assert (held.num_open, held.num_open_tokens) == (3, 7)
 
 
 def test_what_is_to_be_committed_stays_the_same_until_it_is() -> None:

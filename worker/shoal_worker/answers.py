@@ -148,6 +148,7 @@ def request_ended(message: Submit, request: OpenRequest, now_s: float) -> Reques
         queue=message.queue,
         finish_reasons=tuple(c.finish_reason for c in result.completions),
         error_code=result.error.code if result.error else None,
+        job_id=message.job_id,
         prompt_tokens=result.usage.prompt_tokens,
         completion_tokens=result.usage.completion_tokens,
         queue_s=result.timing.queue_s,

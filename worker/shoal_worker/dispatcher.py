@@ -134,6 +134,7 @@ class Dispatcher:
         was_split = self._probation.num_running > 1
         convicted = self._probation.engine_died()
         self._emit(EngineDied(self._engine.died_of_memory, was_split))
+        self._held.begin_again()
         if convicted is None and not had_none:
             return
         # What kills an engine comes in many copies within a job. So a job counts once, and the

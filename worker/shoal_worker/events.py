@@ -42,6 +42,7 @@ class RequestEnded:
 
     Attributes:
         queue: the RQ queue it came from.
+        job_id: of its job; empty where that is not told.
         prompt_tokens...e2e_s: of one with completions; an error has none of them.
         ttft_s: from submission to the first token; None where none was made.
         e2e_s: from submission to the result.
@@ -50,6 +51,7 @@ class RequestEnded:
     queue: str
     finish_reasons: tuple[FinishReason, ...]
     error_code: str | None
+    job_id: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     queue_s: float = 0.0

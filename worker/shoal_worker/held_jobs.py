@@ -27,23 +27,41 @@ class HeldJob:
 
     Attributes:
         num_requests: in its argument; None where that is no GenerationJob.
+        num_ended: of the completions that it was claimed with, those that need no more room.
     """
 
     claimed: Claimed
     num_requests: int | None
+    num_ended: int = 0
     results: dict[int, Any] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
 
+    @property
+    def num_open(self) -> int:
+        """Completions that have not ended."""
+        return self.claimed.requests - self.num_ended
+
+    @property
+    def num_open_tokens(self) -> int:
+        """The tokens of those."""
+        return self.claimed.tokens * self.num_open // self.claimed.requests
+
 
 class HeldJobs:
-    """Held jobs by id, their size, and outcomes in the order they came."""
+    """Held jobs by id, their size, and outcomes in the order they came.
+
+    Attributes:
+        num_requests: of all held jobs, each completion counted as one, as their meta does.
+        num_open, num_open_tokens: of those the ones that have not ended, and their tokens.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[str, HeldJob] = {}
         self._outcomes: list[Outcome] = []
         self._committing: list[Outcome] = []
         self.num_requests = 0
-        self.num_tokens = 0
+        self.num_open = 0
+        self.num_open_tokens = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -68,10 +86,9 @@ class HeldJobs:
         ended = [outcome.claimed for outcome in (*self._committing, *self._outcomes)]
         return [*self.all(), *ended]
 
-    def num_requests_of(self, queue: str) -> int:
-        """Requests held of one queue's jobs."""
-        held = (one.claimed for one in self._jobs.values())
-        return sum(claimed.requests for claimed in held if claimed.queue == queue)
+    def num_open_of(self, queue: str) -> int:
+        """Those of one queue's jobs that have not ended."""
+        return sum(one.num_open for one in self._jobs.values() if one.claimed.queue == queue)
 
     def hold(self, claimed: Claimed) -> HeldJob:
         """A job is ours to run; where it was before, that execution ends without a result."""
@@ -79,8 +96,25 @@ class HeldJobs:
         held = HeldJob(claimed, _num_requests(claimed))
         self._jobs[claimed.id] = held
         self.num_requests += claimed.requests
-        self.num_tokens += claimed.tokens
+        self._count(held, 1)
         return held
+
+    def request_ended(self, job_id: str, num_completions: int) -> None:
+        """One request of a job has its result, so its completions need no more room."""
+        held = self._jobs.get(job_id)
+        if held is None:
+            return
+        self._count(held, -1)
+        # The last one's room is freed with its job.
+        held.num_ended += min(max(1, num_completions), held.num_open - 1)
+        self._count(held, 1)
+
+    def begin_again(self) -> None:
+        """The engine died: what had ended in it has not."""
+        for held in self._jobs.values():
+            self._count(held, -1)
+            held.num_ended = min(len(held.results), held.claimed.requests - 1)
+            self._count(held, 1)
 
     def refuse(self, claimed: Claimed, reason: str) -> None:
         """A claimed job that must not run."""
@@ -114,8 +148,12 @@ class HeldJobs:
         if held is None:
             return None
         self.num_requests -= held.claimed.requests
-        self.num_tokens -= held.claimed.tokens
+        self._count(held, -1)
         return held.claimed
+
+    def _count(self, held: HeldJob, sign: int) -> None:
+        self.num_open += sign * held.num_open
+        self.num_open_tokens += sign * held.num_open_tokens
 
     def give_back_all(self) -> None:
         """All held jobs go back to their queues, the last one first: each goes to the front."""

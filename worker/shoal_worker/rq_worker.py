@@ -28,6 +28,7 @@ from shoal_worker.events import (
     EngineState,
     Event,
     JobsMoved,
+    RequestEnded,
     Subscriber,
 )
 from shoal_worker.held_jobs import HeldJobs
@@ -53,6 +54,9 @@ CANCELLATIONS_S = 0.5  # They are heard of with the renewal of leases.
 BACKLOG_WAIT_S = 0.01
 COMMANDS_S = 0.2  # They arrive on a thread of RQ's and are obeyed this often.
 STREAM_TTL_S = 3_600
+# A job is answered whole, so the results of its short requests wait for its longest one. So many
+# times the requests in flight may be held with them.
+MAX_HELD_RATIO = 4
 
 EXIT_DRAINED = 0
 EXIT_GAVE_BACK = 1
@@ -221,6 +225,8 @@ class Worker:
                 self._deltas.append(message)
             case Observed(events):
                 for event in events:
+                    if isinstance(event, RequestEnded):
+                        self._held.request_ended(event.job_id, len(event.finish_reasons))
                     self._emit(event)
 
     def _claim(self) -> None:
@@ -246,10 +252,11 @@ class Worker:
             return None
         limit = self._settings.max_in_flight or ready.num_slots * 3 // 2
         reserve = limit // 8 if self._settings.reserve is None else self._settings.reserve
+        held = self._held
         room = Room(
-            limit - self._held.num_requests,
-            max(limit, ready.num_positions * 3 // 2) - self._held.num_tokens,
-            reserve - self._held.num_requests_of(self._settings.queues[0]),
+            min(limit - held.num_open, MAX_HELD_RATIO * limit - held.num_requests),
+            max(limit, ready.num_positions * 3 // 2) - held.num_open_tokens,
+            reserve - held.num_open_of(self._settings.queues[0]),
         )
         return None if room.is_none else room
 

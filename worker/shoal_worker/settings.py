@@ -137,8 +137,9 @@ class WorkerSettings(EngineSettings):
     max_in_flight: int | None = Field(
         None,
         ge=1,
-        description="Requests held at once, waiting ones included; one and a half times "
-        "the slots where not given.",
+        description="Requests in the making at once, waiting ones included; one and a half times "
+        "the slots where not given. With those that have ended in a job that has not, up to four "
+        "times as many are held.",
     )
     reserve: int | None = Field(
         None,
