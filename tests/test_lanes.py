@@ -154,19 +154,27 @@ def test_each_class_has_its_own_longest_lane() -> None:
 
 
 def test_a_table_counts_the_slots_of_all_lanes() -> None:
-    assert default_table(1024, 72 * 1024, on_gpu=False).num_slots == 8 + 128 + 32
+    assert default_table(1024, 72 * 1024).num_slots == 8 + 128 + 32
 
 
 @pytest.mark.parametrize(
-    ("bytes_per_token", "slots"),
-    [(36 * 1024, [512, 128]), (128 * 1024, [256, 64]), (2 * 1024**2, [32, 32]), (1, [512, 512])],
+    ("gib", "bytes_per_token", "slots"),
+    [
+        *(
+            (139, 36 * 1024, 1024),
+            (79, 36 * 1024, 1024),
+            (23, 36 * 1024, 256),
+            (15, 36 * 1024, 128),
+        ),
+        *((79, 180 * 1024, 128), (9, 512 * 1024, 8), (-1, 36 * 1024, 8), (139, 1, 1024)),
+    ],
 )
-def test_the_default_lanes_of_a_gpu_follow_from_the_model_s_cache(
-    bytes_per_token: int, slots: list[int]
+def test_the_default_bulk_lane_of_a_gpu_is_one_within_half_of_its_memory(
+    gib: int, bytes_per_token: int, slots: int
 ) -> None:
-    table = default_table(1024, bytes_per_token, on_gpu=True)
+    table = default_table(1024, bytes_per_token, gpu_bytes=gib * 1024**3)
 
-    assert [lane.slots for lane in table.lanes if lane.service_class == "bulk"] == slots
+    assert [lane.slots for lane in table.lanes if lane.service_class == "bulk"] == [slots]
     assert not any(lane.fine for lane in table.lanes)
 
 
@@ -176,7 +184,7 @@ def test_the_default_lanes_of_a_gpu_follow_from_the_model_s_cache(
 def test_the_default_lanes_of_a_cpu_are_smaller_and_prefill_in_finer_buckets(
     bytes_per_token: int, slots: list[int]
 ) -> None:
-    table = default_table(1024, bytes_per_token, on_gpu=False)
+    table = default_table(1024, bytes_per_token)
 
     assert [lane.slots for lane in table.lanes if lane.service_class == "bulk"] == slots
     assert all(lane.fine for lane in table.lanes)
@@ -188,11 +196,11 @@ def test_a_table_without_lanes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("max_positions", [2, 100, 256, 257, 1024, 131_072])
-@pytest.mark.parametrize("on_gpu", [True, False])
+@pytest.mark.parametrize("gpu_bytes", [8 * 1024**3, None])
 def test_the_default_table_takes_each_class_to_the_models_length(
-    max_positions: int, on_gpu: bool
+    max_positions: int, gpu_bytes: int | None
 ) -> None:
-    table = default_table(max_positions, 1024, on_gpu=on_gpu)
+    table = default_table(max_positions, 1024, gpu_bytes=gpu_bytes)
 
     assert len({lane.name for lane in table.lanes}) == len(table.lanes)
     for service_class in ("interactive", "bulk"):

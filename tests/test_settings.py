@@ -81,12 +81,11 @@ def test_lanes_that_do_not_fit_the_model_are_refused(values: dict[str, Any], tex
             EngineSettings(model="demo", **values),
             max_positions=512,
             bytes_per_token=1,
-            on_gpu=False,
         )
 
 
 def test_the_default_table_follows_from_the_model_and_a_limit() -> None:
-    table = lane_table(EngineSettings(model="demo", max_model_len=128), 512, 1, on_gpu=False)
+    table = lane_table(EngineSettings(model="demo", max_model_len=128), 512, 1)
 
     assert {lane.kv_len for lane in table.lanes} == {128}
     assert table.max_positions("bulk") == table.max_positions("interactive") == 128

@@ -242,6 +242,7 @@ def load_engine(settings: EngineSettings) -> Engine:
     """The engine of these settings, not warmed up; errors as `load`'s."""
     # Imported here: the parent imports this module too, and must not load torch.
     from shoal_worker.engine import Engine, load_model
+    from shoal_worker.engine.memory import total_bytes
     from shoal_worker.engine.options import EngineOptions
     from shoal_worker.engine.probe import probe
     from shoal_worker.engine.switches import apply_switches
@@ -254,7 +255,8 @@ def load_engine(settings: EngineSettings) -> Engine:
     loaded = load_model(settings.model, device=settings.device, dtype=settings.dtype)
     on_gpu = loaded.device.type == "cuda"
     cache_bytes = sum(shape.bytes_per_token for shape in probe(loaded.model))
-    table = lane_table(settings, loaded.max_positions, cache_bytes, on_gpu=on_gpu)
+    gpu_bytes = total_bytes(loaded.device) - loaded.model.get_memory_footprint() if on_gpu else None
+    table = lane_table(settings, loaded.max_positions, cache_bytes, gpu_bytes)
     options = EngineOptions(
         cuda_graphs=settings.cuda_graphs,
         compile=settings.compile,
@@ -286,7 +288,10 @@ def serving_loop(
 
 
 def lane_table(
-    settings: EngineSettings, max_positions: int, bytes_per_token: int, *, on_gpu: bool
+    settings: EngineSettings,
+    max_positions: int,
+    bytes_per_token: int,
+    gpu_bytes: int | None = None,
 ) -> LaneTable:
     """The declared table, or one made from the model; see `default_table`."""
     longest = settings.max_model_len
@@ -294,9 +299,9 @@ def lane_table(
         raise ModelError(f"--max-model-len is {longest}; the model takes {max_positions}")
     if settings.lanes is None:
         default_len = min(max_positions, DEFAULT_MAX_MODEL_LEN)
-        return default_table(longest or default_len, bytes_per_token, on_gpu=on_gpu)
+        return default_table(longest or default_len, bytes_per_token, gpu_bytes=gpu_bytes)
     try:
-        return parse_table(settings.lanes, longest or max_positions, fine=not on_gpu)
+        return parse_table(settings.lanes, longest or max_positions, fine=gpu_bytes is None)
     except ValueError as error:
         raise ModelError(f"--lanes: {error}") from None
 

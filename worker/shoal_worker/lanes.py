@@ -22,10 +22,8 @@ BUCKET_ROWS = 16
 BUCKET_TOKENS = 2048
 SLOTS_PER_BUCKET_ROW = 8
 SHORT_POSITIONS = 256
-MIN_BULK_SLOTS = 32
-MAX_BULK_SLOTS = 512
-GPU_LANE_BYTES = 8 * 1024**3
-MAX_CPU_BULK_SLOTS = 128
+MIN_GPU_BULK_SLOTS, MAX_GPU_BULK_SLOTS = 8, 1024
+MIN_CPU_BULK_SLOTS, MAX_CPU_BULK_SLOTS = 32, 128
 CPU_LANE_BYTES = 5 * 1024**3 // 2
 # A CPU is as fast with few positions as with many, so buckets are fine and small there: two steps
 # of the first length, then eight between a length and its double.
@@ -134,30 +132,35 @@ class LaneTable:
         return own or list(self.lanes)
 
 
-def default_table(max_positions: int, bytes_per_token: int, *, on_gpu: bool) -> LaneTable:
-    """Few interactive slots of full length; bulk slots in a short and a full length.
+def default_table(
+    max_positions: int, bytes_per_token: int, *, gpu_bytes: int | None = None
+) -> LaneTable:
+    """Few interactive slots of full length, and bulk slots: on a GPU in one lane of full length.
 
-    It follows from the model alone, never from the memory that happens to be free: a result depends
-    on its lane's shape.
+    There attention reads live positions alone, so lanes by length would only split the batch. On a
+    CPU bulk slots come in a short and a full length.
+
+    It follows from the model and the hardware, never from the memory that happens to be free: a
+    result depends on its lane's shape.
 
     Args:
         bytes_per_token: what the model's cache takes for a token.
-        on_gpu: else on a CPU, whose lanes are smaller and have finer buckets.
+        gpu_bytes: all memory of the GPU but the model's; None on a CPU, whose lanes are smaller and
+            have finer buckets.
     """
-    lane_bytes, max_slots = GPU_LANE_BYTES, MAX_BULK_SLOTS
-    if not on_gpu:
-        lane_bytes, max_slots = CPU_LANE_BYTES, MAX_CPU_BULK_SLOTS
-    lanes = [LaneSpec("interactive", 8, max_positions, fine=not on_gpu)]
-    for kv_len in (min(SHORT_POSITIONS, max_positions), max_positions):
-        slots = _slots_within(lane_bytes, bytes_per_token * kv_len, max_slots)
-        lanes.append(LaneSpec("bulk", slots, kv_len, fine=not on_gpu))
+    fine = gpu_bytes is None
+    lanes = [LaneSpec("interactive", 8, max_positions, fine)]
+    if gpu_bytes is None:
+        lens, lane_bytes = {min(SHORT_POSITIONS, max_positions), max_positions}, CPU_LANE_BYTES
+        least, most = MIN_CPU_BULK_SLOTS, MAX_CPU_BULK_SLOTS
+    else:
+        lens, lane_bytes = {max_positions}, gpu_bytes // 2
+        least, most = MIN_GPU_BULK_SLOTS, MAX_GPU_BULK_SLOTS
+    for kv_len in lens:
+        fitting = max(1, lane_bytes // (bytes_per_token * kv_len))
+        slots = min(most, max(least, 1 << (fitting.bit_length() - 1)))
+        lanes.append(LaneSpec("bulk", slots, kv_len, fine))
     return LaneTable(lanes)
-
-
-def _slots_within(lane_bytes: int, slot_bytes: int, max_slots: int) -> int:
-    """The largest power of two of slots within these bytes, and within the bounds of a lane."""
-    fitting = max(1, lane_bytes // slot_bytes)
-    return min(max_slots, max(MIN_BULK_SLOTS, 1 << (fitting.bit_length() - 1)))
 
 
 def parse_table(text: str, max_positions: int, *, fine: bool = False) -> LaneTable:

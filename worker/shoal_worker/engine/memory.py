@@ -57,6 +57,11 @@ def available_bytes(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
+def total_bytes(gpu: torch.device) -> int:
+    """All bytes that a GPU has, whoever uses them."""
+    return torch.cuda.get_device_properties(gpu).total_memory
+
+
 def _of_machine() -> int | None:
     if not _MEMINFO.exists():
         return None
