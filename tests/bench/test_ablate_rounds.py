@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from threading import Barrier, BrokenBarrierError
+
+import pytest
 
 from shoal_worker.bench.ablate.answers import Run
 from shoal_worker.bench.ablate.load import LOADS
 from shoal_worker.bench.ablate.neighbours import Neighbours
-from shoal_worker.bench.ablate.rounds import MAX_TRIES, in_rounds
+from shoal_worker.bench.ablate.rounds import MAX_TRIES, for_each, in_rounds
 
 LOAD = replace(LOADS["cpu", True], min_pairs=2, max_pairs=4, budget_s=1000)
 
@@ -77,3 +80,14 @@ def test_one_s_own_work_is_not_a_neighbour_s() -> None:
 
     assert total > 0
     assert neighbours.ratio() >= 0
+
+
+def test_what_is_not_timed_goes_on_side_by_side_where_the_load_says_so() -> None:
+    both = Barrier(2)
+
+    def meet(_: int) -> None:
+        both.wait(timeout=0.5)
+
+    for_each([1, 2], meet, replace(LOAD, side_by_side=True))
+    with pytest.raises(BrokenBarrierError):
+        for_each([1, 2], meet, LOAD)

@@ -130,6 +130,21 @@ def test_without_grouping_there_is_one_lane_and_one_bucket() -> None:
     assert (lane.kv_len, [bucket.length for bucket in lane.buckets()]) == (MAX_POSITIONS, [32])
 
 
+@pytest.mark.parametrize(
+    ("by_length", "fine", "expected"),
+    [
+        *((None, True, [64, MAX_POSITIONS]), (None, False, [MAX_POSITIONS])),
+        *((True, False, [64, MAX_POSITIONS]), (False, True, [MAX_POSITIONS])),
+    ],
+)
+def test_lanes_come_by_length_on_a_cpu_and_where_an_arm_says_so(
+    by_length: bool | None, fine: bool, expected: list[int]
+) -> None:
+    arm = replace(DEFAULT, lanes_by_length=by_length)
+
+    assert [lane.kv_len for lane in LOAD.table(arm, MAX_POSITIONS, fine=fine).lanes] == expected
+
+
 def test_scatter_keeps_k_tokens_and_the_mask_keeps_ties_too() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0], [4.0, 1.0, 3.0, 2.0]])
 

@@ -27,7 +27,8 @@ class Arm:
         keep_attentions: have the model return its attention weights; needs eager attention.
         keep_hidden_states: have it return what every layer made.
         top_k: how the k likeliest tokens are drawn from: by the engine, or after its step.
-        grouping: lanes and buckets by length; else every sequence runs at the longest one's.
+        grouping: prompts padded to buckets; else everything runs at the longest one's length.
+        lanes_by_length: a short and a long lane; None for what the device has by default.
         refill: a finished slot is refilled; else a batch ends before the next one begins.
         slots: of each lane; None for the workload's.
         tokenising: the text of all prompts at once, one by one, or in Python.
@@ -42,6 +43,7 @@ class Arm:
     keep_hidden_states: bool = False
     top_k: TopK = "engine"
     grouping: bool = True
+    lanes_by_length: bool | None = None
     refill: bool = True
     slots: int | None = None
     tokenising: Tokenising = "single"

@@ -21,18 +21,21 @@ class Load:
     """A workload and how patiently it is measured.
 
     Attributes:
-        slots: of each of two lanes, a short one and one as long as the model takes.
-        short_len: positions of the short lane.
+        slots: of each lane.
+        short_len, long_len: positions of two lanes, or of the only one, the long one, where the
+            device has one by default. No lane is longer than the model takes.
         lone_prompts: of the prompts, for arms that run one at a time.
         prompt_tokens, new_tokens: least and most; new tokens are exponential between them.
         num_texts: paragraphs to tokenise.
         min_pairs: even where an arm's take longer than `budget_s`; it has no more than max_pairs.
         together: switches measured in the same rounds, each arm a process with its own memory.
         fresh_pairs: of processes that only load the model.
+        side_by_side: what is not timed, such as warming up, goes on in several processes at once.
     """
 
     slots: int
     short_len: int
+    long_len: int
     num_prompts: int
     lone_prompts: int
     prompt_tokens: tuple[int, int]
@@ -44,6 +47,7 @@ class Load:
     fresh_pairs: int
     budget_s: float
     together: int
+    side_by_side: bool = False
 
     def requests(self, arm: Arm, vocab_size: int) -> list[GenerationRequest]:
         """The prompts of an arm; those of two arms are equal as far as they go."""
@@ -73,7 +77,7 @@ class Load:
         """The lanes of an arm.
 
         Args:
-            fine: as a lane is on this device.
+            fine: as a lane is on a CPU.
 
         Raises:
             ModelError: the model takes less than the workload has.
@@ -85,12 +89,12 @@ class Load:
                 f"has {longest}; name a model with a longer context"
             )
         slots = arm.slots or self.slots
+        long_len = min(self.long_len, max_positions)
         if not arm.grouping:
             longest_prompt = self.prompt_tokens[1]
-            return LaneTable(
-                [OneBucketLane("bulk", slots, max_positions, prompt_len=longest_prompt)]
-            )
-        lens = {min(self.short_len, max_positions), max_positions}
+            return LaneTable([OneBucketLane("bulk", slots, long_len, prompt_len=longest_prompt)])
+        by_length = fine if arm.lanes_by_length is None else arm.lanes_by_length
+        lens = {min(self.short_len, long_len), long_len} if by_length else {long_len}
         return LaneTable([LaneSpec("bulk", slots, kv_len, fine) for kv_len in lens])
 
     def texts(self) -> list[str]:
@@ -105,7 +109,7 @@ class Load:
         return (
             f"{self.num_prompts} prompts of {prompts} tokens, {news} new tokens each "
             f"({self.mean_new_tokens} on average before the bounds), top-k {TOP_K}, "
-            f"lanes of {self.slots} slots"
+            f"lanes of {self.slots} slots and up to {self.long_len} positions"
         )
 
 
@@ -113,6 +117,7 @@ LOADS = {
     ("cpu", True): Load(
         slots=4,
         short_len=64,
+        long_len=1024,
         num_prompts=6,
         lone_prompts=1,
         prompt_tokens=(8, 32),
@@ -128,6 +133,7 @@ LOADS = {
     ("cpu", False): Load(
         slots=32,
         short_len=256,
+        long_len=1024,
         num_prompts=64,
         lone_prompts=2,
         prompt_tokens=(16, 128),
@@ -143,6 +149,7 @@ LOADS = {
     ("cuda", True): Load(
         slots=128,
         short_len=256,
+        long_len=512,
         num_prompts=256,
         lone_prompts=2,
         prompt_tokens=(16, 128),
@@ -150,24 +157,27 @@ LOADS = {
         mean_new_tokens=64,
         num_texts=400,
         min_pairs=3,
-        max_pairs=6,
+        max_pairs=5,
         fresh_pairs=3,
-        budget_s=6,
-        together=2,
+        budget_s=2,
+        together=4,
+        side_by_side=True,
     ),
     ("cuda", False): Load(
         slots=512,
         short_len=256,
+        long_len=512,
         num_prompts=1024,
-        lone_prompts=4,
+        lone_prompts=2,
         prompt_tokens=(16, 128),
         new_tokens=(8, 256),
         mean_new_tokens=64,
         num_texts=4000,
         min_pairs=3,
-        max_pairs=10,
+        max_pairs=8,
         fresh_pairs=4,
-        budget_s=10,
-        together=1,
+        budget_s=5,
+        together=4,
+        side_by_side=True,
     ),
 }

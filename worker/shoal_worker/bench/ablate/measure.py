@@ -15,7 +15,7 @@ from shoal_worker.bench.ablate.claims import claim_rows
 from shoal_worker.bench.ablate.ledger import MAIN_METRIC, Output, Reading, Row, RungRow
 from shoal_worker.bench.ablate.processes import Question, Spec, TrialProcess, trial_process
 from shoal_worker.bench.ablate.ratios import paired_ratio
-from shoal_worker.bench.ablate.rounds import Say, in_rounds
+from shoal_worker.bench.ablate.rounds import Say, for_each, in_rounds
 from shoal_worker.bench.ablate.rungs import Rung
 from shoal_worker.bench.ablate.switch import Kind, Switch
 
@@ -83,7 +83,10 @@ class Measurements:
         sides = [side for switch in group for side in _sides(switch)]
         with ExitStack() as stack:
             asked = self._all_asked(sides, stack)
-            runs = in_rounds(asked, self._spec.load, self._saying(s.title for s in group))
+            say = self._saying(s.title for s in group)
+            runs = in_rounds(asked, self._spec.load, say)
+            say("counting what each does")
+            for_each(asked.values(), lambda one: one.ask("counts"), self._spec.load)
             for switch in group:
                 on, off = _sides(switch)
                 yield _row_of_runs(switch, asked[on], asked[off], runs[on], runs[off])
@@ -107,7 +110,7 @@ class Measurements:
         """A process that has done nothing but load, asked everything before it ends."""
         with trial_process(replace(self._spec, arm=side.arm, kind=side.kind)) as process:
             asked = _Asked(process)
-            asked.metrics = {"load_s": process.load_s} | asked.ask("peaks")
+            asked.metrics = {"load_s": process.loaded()} | asked.ask("peaks")
             questions: tuple[Question, ...] = ("logits", "facts", "load_counts")
             for question in questions:
                 asked.ask(question)
@@ -121,6 +124,10 @@ class Measurements:
             elif side not in asked:
                 spec = replace(self._spec, arm=side.arm, kind=side.kind)
                 asked[side] = _Asked(stack.enter_context(trial_process(spec)))
+                if not self._spec.load.side_by_side:
+                    asked[side].process.loaded()
+        for one in asked.values():
+            one.process.loaded()
         return asked
 
     def _default_process(self) -> _Asked:
@@ -138,18 +145,17 @@ class _Asked:
     """A process, and what it has answered so far; runs are always new."""
 
     def __init__(self, process: TrialProcess) -> None:
-        self._process = process
+        self.process = process
         self._answers: dict[Question, Any] = {}
-        self.load_s = process.load_s
         self.metrics: dict[str, float] = {}
 
     def run(self) -> Run:
-        made: Run = self._process.ask("run")
+        made: Run = self.process.ask("run")
         return made
 
     def ask(self, question: Question) -> Any:
         if question not in self._answers:
-            self._answers[question] = self._process.ask(question)
+            self._answers[question] = self.process.ask(question)
         return self._answers[question]
 
 

@@ -41,15 +41,21 @@ class Spec:
 
 
 class TrialProcess:
-    """A process with one arm in it.
-
-    Attributes:
-        load_s: from the model's files to the first step, without warm-up.
-    """
+    """A process with one arm in it."""
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
         self._connection = connection
-        self.load_s: float = _received(connection)
+        self._load_s: float | None = None
+
+    def loaded(self) -> float:
+        """Wait until it can be asked: seconds from the model's files to the first step, cold.
+
+        Raises:
+            ShoalError: it could not load the arm.
+        """
+        if self._load_s is None:
+            self._load_s = _received(self._connection)
+        return self._load_s
 
     def ask(self, question: Question) -> Any:
         """An answer of the trial's, see `trial` and `tokenising`.
@@ -57,6 +63,7 @@ class TrialProcess:
         Raises:
             ShoalError: it failed there; the text is that error's.
         """
+        self.loaded()
         self._connection.send(question)
         return _received(self._connection)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from shoal_worker.bench.ablate.answers import Run
@@ -13,6 +14,7 @@ MAX_OTHERS_RATIO = 0.1
 MAX_TRIES = 3
 
 Key = TypeVar("Key")
+Item = TypeVar("Item")
 Say = Callable[[str], None]
 
 
@@ -30,8 +32,7 @@ def in_rounds(runners: Mapping[Key, Runs], load: Load, say: Say) -> dict[Key, li
     One run of each goes before and is not counted. Every other round goes through them backwards.
     Who is left alone ends as well: its runs would have nothing to be compared with.
     """
-    for runner in runners.values():
-        runner.run()
+    for_each(runners.values(), lambda runner: runner.run(), load)
     runs: dict[Key, list[Run]] = {key: [] for key in runners}
     spent_s = dict.fromkeys(runners, 0.0)
     for number in range(load.max_pairs):
@@ -51,6 +52,14 @@ def in_rounds(runners: Mapping[Key, Runs], load: Load, say: Say) -> dict[Key, li
             runs[key].append(_undisturbed(runners[key]))
             spent_s[key] += time.monotonic() - started_s
     return runs
+
+
+def for_each(items: Iterable[Item], do: Callable[[Item], object], load: Load) -> None:
+    """Have something done that is not timed; it waits for a process of the item's."""
+    items = list(items)
+    with ThreadPoolExecutor(len(items) if load.side_by_side else 1) as pool:
+        for done in [pool.submit(do, item) for item in items]:
+            done.result()
 
 
 def _undisturbed(runner: Runs) -> Run:

@@ -223,9 +223,19 @@ def _engine() -> Iterable[Switch]:
         "length grouping",
         DEFAULT,
         replace(DEFAULT, grouping=False),
-        "lanes and buckets by length",
+        "prompts padded to their bucket; on a CPU also a short and a long lane",
         "one lane and one bucket, as long as the longest",
         setting="lanes",
+    )
+    yield Switch(
+        "lanes-by-length",
+        "lanes by length",
+        replace(DEFAULT, lanes_by_length=True),
+        DEFAULT,
+        "a short and a long lane, in turn",
+        "one long lane",
+        setting="lanes",
+        only_on="cuda",
     )
     yield Switch(
         "slot-refill",

@@ -81,8 +81,8 @@ class ServingTrial:
             patch.object(
                 engine_process,
                 "lane_table",
-                lambda _settings, max_positions, _bytes_per_token, *, on_gpu: self._load.table(
-                    arm, max_positions, fine=not on_gpu
+                lambda _settings, max_positions, _bytes_per_token, gpu_bytes: self._load.table(
+                    arm, max_positions, fine=gpu_bytes is None
                 ),
             )
         )
