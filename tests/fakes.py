@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from shoal_worker.lanes import LaneSpec
 from shoal_worker.scheduler import Decode, Prefill, Row
@@ -23,7 +23,9 @@ class FakeEngine:
     """Letters that follow from the prompt and the position alone.
 
     It fails at the steps in `fail_at` (the first is 0), and it asserts what a real one takes for
-    granted: a prompt comes into a free slot, only entered rows decode, a row leaves once.
+    granted: a prompt comes into a free slot, only entered rows decode, a row leaves once. One that
+    runs ahead brings its tokens at once all the same; one that waits calls what can be done
+    meanwhile until there is nothing left.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class FakeEngine:
         *,
         step_s: float = 0.5,
         tokens_per_step: int = 1,
+        runs_ahead: bool = False,
+        waits: bool = False,
         fail_at: Collection[int] = (),
     ) -> None:
         self._clock = clock
@@ -41,6 +45,8 @@ class FakeEngine:
         self.slots: set[tuple[str, int]] = set()
         self.steps: list[Prefill | Decode] = []
         self.num_prompt_tokens = 0
+        self.runs_ahead = runs_ahead
+        self._waits = waits
 
     def prefill(self, step: Prefill) -> list[list[SampledToken]]:
         for row in step.rows:
@@ -50,10 +56,14 @@ class FakeEngine:
         self.num_prompt_tokens += sum(len(row.sequence.prompt_token_ids) for row in step.rows)
         return [self._tokens(row, 1) for row in step.rows]
 
-    def decode(self, step: Decode) -> list[list[SampledToken]]:
+    def decode(
+        self, step: Decode, meanwhile: Callable[[], bool] = lambda: False
+    ) -> list[list[SampledToken]]:
         for row in step.rows:
             assert (step.lane.name, row.slot) in self.slots, "the row never entered"
         self._begin(step)
+        while self._waits and meanwhile():
+            pass
         return [self._tokens(row, self._tokens_per_step) for row in step.rows]
 
     def release(self, lane: LaneSpec, slot: int) -> None:

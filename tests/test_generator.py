@@ -56,12 +56,12 @@ def test_ctrl_c_leaves_a_generator_that_gives_the_same_texts(
     engine = generator._serving._loop._engine
     whole, num_steps = engine.decode, 0
 
-    def decode(step: object) -> object:
+    def decode(step: object, *meanwhile: object) -> object:
         nonlocal num_steps
         num_steps += 1
         if num_steps == 4:
             signal.raise_signal(signal.SIGINT)
-        return whole(step)  # type: ignore[arg-type]
+        return whole(step, *meanwhile)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine, "decode", decode)
     with pytest.raises(KeyboardInterrupt):

@@ -30,8 +30,10 @@ class WatchedEngine(FakeEngine):
         super().__init__(clock)
         self.at_step: dict[int, Callable[[], None]] = {}
 
-    def decode(self, step: Decode) -> list[list[SampledToken]]:
-        tokens = super().decode(step)
+    def decode(
+        self, step: Decode, meanwhile: Callable[[], bool] = lambda: False
+    ) -> list[list[SampledToken]]:
+        tokens = super().decode(step, meanwhile)
         self.at_step.pop(len(self.steps), lambda: None)()
         return tokens
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
@@ -30,8 +30,25 @@ TABLE = LaneTable([LaneSpec("interactive", 2, 64), LaneSpec("bulk", 4, 64)])
 EOS = 0
 
 
+@pytest.fixture(
+    autouse=True,
+    scope="module",
+    params=[(False, False), (True, True), (True, False)],
+    ids=["in step", "ahead", "ahead of a slow host"],
+)
+def engine_kind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Engines on a CPU, on a GPU that the loop waits for, and on one that waits for the loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Serving, "runs_ahead", request.param[0])
+        patch.setattr(Serving, "waits", request.param[1])
+        yield
+
+
 class Serving:
     """A loop with its fakes, and everything that it has said."""
+
+    runs_ahead = False
+    waits = False
 
     def __init__(
         self,
@@ -42,7 +59,13 @@ class Serving:
         tokenizer: LetterTokenizer | None = None,
     ) -> None:
         self.clock = FakeClock()
-        self.engine = FakeEngine(self.clock, tokens_per_step=tokens_per_step, fail_at=fail_at)
+        self.engine = FakeEngine(
+            self.clock,
+            tokens_per_step=tokens_per_step,
+            runs_ahead=self.runs_ahead,
+            waits=self.waits,
+            fail_at=fail_at,
+        )
         self.loop = ServingLoop(
             self.engine,
             Scheduler(table),
@@ -879,3 +902,78 @@ def test_a_result_tells_how_much_of_its_prompt_was_cut_off() -> None:
 
     assert serving.result().truncated_tokens == 4
     assert serving.result().usage.prompt_tokens == longest - 4
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Serving, "runs_ahead", True)
+    monkeypatch.setattr(Serving, "waits", False)
+
+
+def bulk(prompt: str, **sampling: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "sampling": sampling, "service_class": "bulk"}
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_bulk_answer_is_written_during_the_next_step(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Serving, "waits", waits)
+    serving = Serving()
+    serving.submit(bulk("ab", max_tokens=1), job_id="short")
+    serving.submit(bulk("cd", max_tokens=9), job_id="long")
+
+    serving.step()
+    assert serving.answered() == []
+    serving.step()
+
+    assert serving.answered() == ["short"]
+    assert len(serving.engine.steps) == 2
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_job_that_comes_while_rows_run_is_taken_in_during_the_next_step() -> None:
+    serving = Serving()
+    serving.submit(bulk("ab", max_tokens=9), job_id="first")
+    serving.step()
+
+    serving.submit(bulk("cd", max_tokens=2), job_id="second")
+    assert serving.loop._scheduler.num_waiting == 0
+    serving.step()
+
+    assert serving.loop._scheduler.num_waiting == 1
+    serving.run()
+    assert sorted(serving.answered()) == ["first", "second"]
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_job_that_is_cancelled_before_it_is_taken_in_never_runs() -> None:
+    serving = Serving()
+    serving.submit(bulk("ab", max_tokens=5), job_id="first")
+    serving.step()
+
+    serving.submit(bulk("cd", max_tokens=2), job_id="second")
+    serving.loop.cancel("second", None)
+    serving.submit(bulk("ef", max_tokens=2), bulk("gh", max_tokens=2), job_id="third")
+    serving.loop.cancel("third", 0)
+    serving.run()
+
+    assert sorted(serving.answered()) == ["first", "third"]
+    codes = [result.error and result.error.code for result in serving.results("third")]
+    assert codes == ["cancelled", None]
+    assert serving.engine.num_prompt_tokens == 4
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_job_that_comes_again_before_it_is_taken_in_runs_once() -> None:
+    serving = Serving()
+    serving.submit(bulk("ab", max_tokens=5), job_id="first")
+    serving.step()
+
+    for prompt in ("cd", "efg"):
+        serving.submit(bulk(prompt, max_tokens=2), job_id="again")
+    serving.run()
+
+    assert serving.completion("again").text == text_after("efg", 2)
+    assert serving.answered().count("again") == 1

@@ -1,6 +1,7 @@
 """The serving loop: jobs in, one step of the engine at a time, results out.
 
-Owns which requests are in the making and how they end. It talks to an engine by `prefill`, `decode`
+Owns which requests are in the making and how they end. What can wait, such as writing an answer, is
+done while the device works on the next step. It talks to an engine by `prefill`, `decode`
 and `release`, to the scheduler, and to a codec for text. It knows no Redis and no RQ: messages come
 in by method call and go out as return values, so a worker, a benchmark or a test can drive it.
 """
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from shoal.errors import InvalidRequest, PromptTooLong
@@ -32,12 +35,22 @@ log = logging.getLogger("shoal.engine")
 class Engine(Protocol):
     """What the loop needs of an engine: one row of tokens for each row of a step, in its order."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether its device works on after a call has returned."""
+        ...
+
     def prefill(self, step: Prefill) -> list[list[SampledToken]]:
         """Read the rows' prompts; each row's first token."""
         ...
 
-    def decode(self, step: Decode) -> list[list[SampledToken]]:
-        """Each row's next token, or next few."""
+    def decode(self, step: Decode, meanwhile: Callable[[], bool] = ...) -> list[list[SampledToken]]:
+        """Each row's next token, or next few.
+
+        Args:
+            meanwhile: called again and again where it would wait for its device; false where there
+                is nothing left to do.
+        """
         ...
 
     def release(self, lane: LaneSpec, slot: int) -> None:
@@ -71,39 +84,41 @@ class ServingLoop:
         self._observer = StepObserver()
         self._clock = clock
         self._jobs: dict[str, OpenJob] = {}
+        self._arriving: dict[str, Submit] = {}
+        self._can_wait: deque[Callable[[], None]] = deque()
         self._streams: dict[Sequence, TextStream] = {}
         self._outbox: list[FromEngine] = []
         self._events: list[Event] = []
         self._state_sent_s = float("-inf")
+        self._num_done = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is in the making."""
-        return self._scheduler.is_idle
+        return self._scheduler.is_idle and not self._can_wait
 
     def declare_shapes(self) -> None:
         """All shapes of the table have been warmed up: any other is a miss."""
         self._observer.declare(self._scheduler.table)
 
     def submit(self, message: Submit) -> None:
-        """Take a job in; requests that cannot run have their result at once."""
-        try:
-            job = parse(GenerationJob, message.job)
-        except InvalidRequest as error:
-            self._refuse(message, f"not a GenerationJob: {error}")
-            return
-        except RecursionError:
-            self._refuse(message, "the job's argument is nested too deeply")
-            return
+        """Take a job in; requests that cannot run have their result without a step."""
         # Claimed again after a lost lease: what is left of the first attempt goes.
         self.cancel(message.job_id, None)
-        self._jobs[message.job_id] = OpenJob.of(message, job, self._clock())
-        for index, request in self._jobs[message.job_id].requests.items():
-            self._admit(message, index, request)
-        self._finish_job_if_done(message.job_id)
+        self._arriving[message.job_id] = message
+        take_in = partial(self._take_in, message, self._clock())
+        if self._engine.runs_ahead and self._scheduler.num_running:
+            self._can_wait.append(take_in)
+        else:
+            take_in()
 
     def cancel(self, job_id: str, index: int | None) -> None:
         """Stop one request, which then has an error for a result, or a whole job without any."""
+        if job_id in self._arriving:
+            if index is None:
+                del self._arriving[job_id]
+            else:
+                self._take_in(self._arriving[job_id], self._clock())
         if job_id not in self._jobs:
             return
         requests = self._jobs[job_id].requests
@@ -123,13 +138,43 @@ class ServingLoop:
             self._end(sequence, "deadline")
             self._advance_text(sequence)
             self._conclude(sequence)
+        ends_at = self._num_done + len(self._can_wait)
         step = self._scheduler.schedule()
         if step is not None:
             self._run(step)
+        works_on = step is not None and self._engine.runs_ahead
+        # What has waited for one step waits for no other.
+        while self._can_wait and not (works_on and self._num_done >= ends_at):
+            self._do_what_can_wait()
         self._report_state()
         outbox, self._outbox = self._outbox, []
         events, self._events = self._events, []
         return [*outbox, Observed(tuple(events))] if events else outbox
+
+    def _do_what_can_wait(self) -> bool:
+        """One piece of it; whether there was any."""
+        if not self._can_wait:
+            return False
+        self._can_wait.popleft()()
+        self._num_done += 1
+        return True
+
+    def _take_in(self, message: Submit, arrival_s: float) -> None:
+        if self._arriving.get(message.job_id) is not message:
+            return  # Cancelled meanwhile.
+        del self._arriving[message.job_id]
+        try:
+            job = parse(GenerationJob, message.job)
+        except InvalidRequest as error:
+            self._refuse(message, f"not a GenerationJob: {error}")
+            return
+        except RecursionError:
+            self._refuse(message, "the job's argument is nested too deeply")
+            return
+        self._jobs[message.job_id] = OpenJob.of(message, job, arrival_s)
+        for index, request in self._jobs[message.job_id].requests.items():
+            self._admit(message, index, request)
+        self._finish_job_if_done(message.job_id)
 
     def _refuse(self, message: Submit, reason: str) -> None:
         self._outbox.append(JobRefused(message.job_id, reason, message.execution_id))
@@ -179,7 +224,7 @@ class ServingLoop:
                 self._prefill_starts(row.sequence, started_s)
             tokens = self._engine.prefill(step)
         else:
-            tokens = self._engine.decode(step)
+            tokens = self._engine.decode(step, self._do_what_can_wait)
         ended_s = self._clock()
         slots = {row.sequence: row.slot for row in step.rows}
         before = [len(sequence.output_token_ids) for sequence in slots]
@@ -197,7 +242,11 @@ class ServingLoop:
         )
         self._events.append(event)
         for sequence in slots:
-            if sequence.is_finished:
+            if not sequence.is_finished:
+                continue
+            if self._engine.runs_ahead and sequence.service_class == "bulk":
+                self._can_wait.append(partial(self._conclude, sequence))
+            else:
                 self._conclude(sequence)
 
     def _prefill_starts(self, sequence: Sequence, now_s: float) -> None:

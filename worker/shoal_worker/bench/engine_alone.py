@@ -6,6 +6,7 @@ Owns the engine that is measured. Knows no queue.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shoal_worker.bench.breakdown import synchronize
@@ -83,6 +84,11 @@ class _WatchedEngine:
         self.first_step_s: float | None = None
         self.seconds: dict[Phase, float] = {"prefill": 0.0, "decode": 0.0}
 
+    @property
+    def runs_ahead(self) -> bool:
+        """As the engine's."""
+        return self._engine.runs_ahead
+
     def prefill(self, step: Prefill) -> list[list[SampledToken]]:
         """As the engine's."""
         started_s = self._started()
@@ -90,10 +96,12 @@ class _WatchedEngine:
         self.seconds["prefill"] += time.perf_counter() - started_s
         return tokens
 
-    def decode(self, step: Decode) -> list[list[SampledToken]]:
-        """As the engine's."""
+    def decode(
+        self, step: Decode, meanwhile: Callable[[], bool] = lambda: False
+    ) -> list[list[SampledToken]]:
+        """As the engine's; what the loop does meanwhile is in it."""
         started_s = self._started()
-        tokens = self._engine.decode(step)
+        tokens = self._engine.decode(step, meanwhile)
         self.seconds["decode"] += time.perf_counter() - started_s
         return tokens
 

@@ -7,6 +7,7 @@ a step says which rows to run, the answer is their tokens.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,11 @@ class Engine:
         self.lanes = _allocated(loaded, table, runtime, int8_cache=self.choices.kv_dtype == "int8")
 
     @property
+    def runs_ahead(self) -> bool:
+        """Whether steps are launched before the last ones are read."""
+        return self.choices.run_ahead
+
+    @property
     def fingerprint(self) -> str:
         """Names everything that decides a token: the loaded model's and the lanes."""
         lanes = ",".join(spec.name for spec in self.table.lanes)
@@ -80,8 +86,13 @@ class Engine:
             return lane.read(sequences, num_left=0)
 
     @torch.inference_mode()
-    def decode(self, step: Decode) -> list[list[SampledToken]]:
+    def decode(
+        self, step: Decode, meanwhile: Callable[[], bool] = lambda: False
+    ) -> list[list[SampledToken]]:
         """Launch the rows' next tokens.
+
+        Args:
+            meanwhile: called until it says false or there are tokens to read.
 
         Returns:
             New tokens of each row, in order. When running ahead, those that were launched before,
@@ -91,7 +102,10 @@ class Engine:
         lane = self.lanes[step.lane.name]
         with self._on_device():
             launched = lane.decode(slots, sequences, self.choices.decode_steps)
-            return lane.read(sequences, num_left=int(launched and self.choices.run_ahead))
+            num_left = int(launched and self.choices.run_ahead)
+            while not lane.has_arrived(num_left) and meanwhile():
+                pass
+            return lane.read(sequences, num_left)
 
     @torch.inference_mode()
     def release(self, lane: LaneSpec, slot: int) -> None:

@@ -131,6 +131,10 @@ class Lane:
         self._launch(slots, sequences, tokens, planned, reports)
         return True
 
+    def has_arrived(self, num_left: int) -> bool:
+        """Whether `read` need not wait."""
+        return self._launched.has_arrived(num_left)
+
     def read(self, sequences: list[Sequence], num_left: int) -> list[list[SampledToken]]:
         """The sequences' unread tokens, from all calls but the last `num_left`."""
         return self._launched.read(sequences, num_left)

@@ -69,6 +69,11 @@ class LaunchQueue:
         """Nobody wants this one's tokens any more."""
         self._unread.pop(sequence, None)
 
+    def has_arrived(self, num_left: int) -> bool:
+        """Whether all launches but the last `num_left` can be read without waiting."""
+        place = len(self._launched) - 1 - num_left
+        return place < 0 or self._launched[place].tokens.has_arrived()
+
     def read(self, sequences: list[Sequence], num_left: int) -> list[list[SampledToken]]:
         """The unread tokens of these sequences, from all launches but the last `num_left`."""
         while len(self._launched) > num_left:

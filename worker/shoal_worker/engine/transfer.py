@@ -32,6 +32,12 @@ class ToHost:
         else:
             self._tensor = tensor.clone()
 
+    def has_arrived(self) -> bool:
+        """Whether `get` need not wait."""
+        if self._arrival is None:
+            return True
+        return bool(self._arrival.query())  # type: ignore[no-untyped-call]
+
     def get(self) -> Tensor:
         """The tensor on the host; waits for it, and for nothing that was launched after it."""
         if self._arrival is not None:

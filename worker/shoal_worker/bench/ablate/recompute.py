@@ -5,6 +5,7 @@ Stands where `Engine` stands; draws as it does, so that its tokens are the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,14 +45,22 @@ class RecomputingEngine:
         if self.choices.kernels:
             pack_linear_layers(loaded.model)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """It never does."""
+        return False
+
     @torch.inference_mode()
     def prefill(self, step: Prefill) -> list[list[SampledToken]]:
         """The first token of each row."""
         return self._next(step)
 
     @torch.inference_mode()
-    def decode(self, step: Decode) -> list[list[SampledToken]]:
-        """The next token of each row."""
+    def decode(
+        self, step: Decode, meanwhile: Callable[[], bool] = lambda: False
+    ) -> list[list[SampledToken]]:
+        """The next token of each row; nothing is done meanwhile."""
+        del meanwhile
         return self._next(step)
 
     @torch.inference_mode()
