@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection
 
 from shoal_worker.lanes import LaneSpec
 from shoal_worker.scheduler import Decode, Prefill, Row
-from shoal_worker.sequence import SampledToken
+from shoal_worker.sequence import SampledToken, Sequence
+
+Launch = dict[Sequence, list[SampledToken]]
 
 
 class FakeClock:
@@ -66,6 +69,9 @@ class FakeEngine:
             pass
         return [self._tokens(row, self._tokens_per_step) for row in step.rows]
 
+    def take_spent(self, _lane: LaneSpec) -> list[int]:
+        return []
+
     def release(self, lane: LaneSpec, slot: int) -> None:
         self.slots.remove((lane.name, slot))
 
@@ -78,6 +84,58 @@ class FakeEngine:
     def _tokens(self, row: Row, num_tokens: int) -> list[SampledToken]:
         prompt, position = row.sequence.prompt_token_ids, len(row.sequence.output_token_ids)
         return [SampledToken(letter(prompt, position + i)) for i in range(num_tokens)]
+
+
+class AheadEngine(FakeEngine):
+    """Brings tokens one call late, as a device that runs ahead does.
+
+    It makes tokens behind a sequence's end too, and gives its slot up with the launch of its last.
+    """
+
+    def __init__(self, clock: FakeClock, *, tokens_per_step: int) -> None:
+        super().__init__(clock, tokens_per_step=tokens_per_step, runs_ahead=True, waits=True)
+        self._launches: defaultdict[LaneSpec, deque[Launch]] = defaultdict(deque)
+        self._num_launched: dict[Sequence, int] = {}
+        self._spent: defaultdict[LaneSpec, list[int]] = defaultdict(list)
+
+    def prefill(self, step: Prefill) -> list[list[SampledToken]]:
+        super().prefill(step)
+        self._launch(step, 1)
+        return [[] for _ in step.rows]
+
+    def decode(
+        self, step: Decode, meanwhile: Callable[[], bool] = lambda: False
+    ) -> list[list[SampledToken]]:
+        super().decode(step, meanwhile)
+        left = [
+            row.sequence.sampling.max_tokens - self._num_launched[row.sequence] for row in step.rows
+        ]
+        num_steps = min(max(left, default=0), self._tokens_per_step)
+        if num_steps > 0:
+            self._launch(step, num_steps)
+        brought: dict[Sequence, list[SampledToken]] = {}
+        launches = self._launches[step.lane]
+        while len(launches) > int(num_steps > 0):
+            for sequence, tokens in launches.popleft().items():
+                brought.setdefault(sequence, []).extend(tokens)
+        return [brought.get(sequence, []) for sequence in step.sequences]
+
+    def take_spent(self, lane: LaneSpec) -> list[int]:
+        spent = self._spent.pop(lane, [])
+        for slot in spent:
+            self.release(lane, slot)
+        return spent
+
+    def _launch(self, step: Prefill | Decode, num_tokens: int) -> None:
+        made = {}
+        for row in step.rows:
+            sequence, before = row.sequence, self._num_launched.get(row.sequence, 0)
+            prompt = sequence.prompt_token_ids
+            made[sequence] = [SampledToken(letter(prompt, before + i)) for i in range(num_tokens)]
+            self._num_launched[sequence] = before + num_tokens
+            if before < sequence.sampling.max_tokens <= before + num_tokens:
+                self._spent[step.lane].append(row.slot)
+        self._launches[step.lane].append(made)
 
 
 def letter(prompt: tuple[int, ...], position: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,16 +97,25 @@ def mixed_sequences() -> list[Sequence]:
     ]
 
 
+def ahead(engine: Engine, decode_steps: int) -> Engine:
+    """Have an engine launch its next steps before it reads the last ones, as on a GPU."""
+    engine.choices = replace(engine.choices, run_ahead=True, decode_steps=decode_steps)
+    return engine
+
+
 def serve(engine: Engine, sequences: Iterable[Sequence]) -> None:
     """Run sequences to their ends through a real scheduler."""
     scheduler = Scheduler(engine.table)
     for one in sequences:
         scheduler.add(one)
     while (step := scheduler.schedule()) is not None:
-        slots = {row.sequence: row.slot for row in step.rows}
         tokens = engine.prefill(step) if isinstance(step, Prefill) else engine.decode(step)
+        for slot in engine.take_spent(step.lane):
+            scheduler.hand_over(step.lane, slot)
+        slots = {sequence: sequence.slot for sequence in step.sequences}
         for ended in scheduler.update(step, tokens, now_s=0.0):
-            engine.release(step.lane, slots[ended])
+            if (slot_of_ended := slots[ended]) is not None:
+                engine.release(step.lane, slot_of_ended)
 
 
 def prefill(engine: Engine, lane: LaneSpec, *rows: Row) -> None:

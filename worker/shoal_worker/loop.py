@@ -53,6 +53,10 @@ class Engine(Protocol):
         """
         ...
 
+    def take_spent(self, lane: LaneSpec) -> list[int]:
+        """Slots that are free though their last tokens are still to be read."""
+        ...
+
     def release(self, lane: LaneSpec, slot: int) -> None:
         """The slot's row has ended."""
         ...
@@ -85,17 +89,17 @@ class ServingLoop:
         self._clock = clock
         self._jobs: dict[str, OpenJob] = {}
         self._arriving: dict[str, Submit] = {}
-        self._can_wait: deque[Callable[[], None]] = deque()
+        self._arrivals: deque[Callable[[], None]] = deque()
+        self._ended: deque[Sequence] = deque()
         self._streams: dict[Sequence, TextStream] = {}
         self._outbox: list[FromEngine] = []
         self._events: list[Event] = []
         self._state_sent_s = float("-inf")
-        self._num_done = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is in the making."""
-        return self._scheduler.is_idle and not self._can_wait
+        return self._scheduler.is_idle and not (self._arrivals or self._ended)
 
     def declare_shapes(self) -> None:
         """All shapes of the table have been warmed up: any other is a miss."""
@@ -108,7 +112,7 @@ class ServingLoop:
         self._arriving[message.job_id] = message
         take_in = partial(self._take_in, message, self._clock())
         if self._engine.runs_ahead and self._scheduler.num_running:
-            self._can_wait.append(take_in)
+            self._arrivals.append(take_in)
         else:
             take_in()
 
@@ -138,26 +142,30 @@ class ServingLoop:
             self._end(sequence, "deadline")
             self._advance_text(sequence)
             self._conclude(sequence)
-        ends_at = self._num_done + len(self._can_wait)
         step = self._scheduler.schedule()
         if step is not None:
             self._run(step)
-        works_on = step is not None and self._engine.runs_ahead
-        # What has waited for one step waits for no other.
-        while self._can_wait and not (works_on and self._num_done >= ends_at):
-            self._do_what_can_wait()
+        if step is None or not self._engine.runs_ahead:
+            self._catch_up(num_unanswered=0)
         self._report_state()
         outbox, self._outbox = self._outbox, []
         events, self._events = self._events, []
         return [*outbox, Observed(tuple(events))] if events else outbox
 
     def _do_what_can_wait(self) -> bool:
-        """One piece of it; whether there was any."""
-        if not self._can_wait:
+        """Take a job in or answer a sequence; whether there was any."""
+        if self._arrivals:
+            self._arrivals.popleft()()
+        elif self._ended:
+            self._conclude(self._ended.popleft())
+        else:
             return False
-        self._can_wait.popleft()()
-        self._num_done += 1
         return True
+
+    def _catch_up(self, num_unanswered: int) -> None:
+        """Take all jobs in, and leave so many sequences at most that have ended unanswered."""
+        while self._arrivals or len(self._ended) > num_unanswered:
+            self._do_what_can_wait()
 
     def _take_in(self, message: Submit, arrival_s: float) -> None:
         if self._arriving.get(message.job_id) is not message:
@@ -218,36 +226,50 @@ class ServingLoop:
             self._scheduler.add(sequence)
 
     def _run(self, step: Step) -> None:
-        started_s = self._clock()
+        started_s, num_ended = self._clock(), len(self._ended)
         if isinstance(step, Prefill):
             for row in step.rows:
                 self._prefill_starts(row.sequence, started_s)
             tokens = self._engine.prefill(step)
         else:
             tokens = self._engine.decode(step, self._do_what_can_wait)
+        for slot in self._engine.take_spent(step.lane):
+            self._scheduler.hand_over(step.lane, slot)
+        self._take_tokens(step, tokens, started_s)
+        # An eighth at least, also where the device never waits for us; a thousand that end together
+        # would keep it from its next step.
+        self._catch_up(num_unanswered=num_ended * 7 // 8)
+        for sequence in step.sequences:
+            if not sequence.is_finished:
+                continue
+            if self._engine.runs_ahead and step.lane.service_class == "bulk":
+                self._ended.append(sequence)
+            else:
+                self._conclude(sequence)
+
+    def _take_tokens(self, step: Step, tokens: list[list[SampledToken]], started_s: float) -> None:
         ended_s = self._clock()
-        slots = {row.sequence: row.slot for row in step.rows}
-        before = [len(sequence.output_token_ids) for sequence in slots]
+        sequences = step.sequences
+        slots = {sequence: sequence.slot for sequence in sequences}
+        before = [len(sequence.output_token_ids) for sequence in sequences]
         for sequence in self._scheduler.update(step, tokens, ended_s):
-            self._engine.release(step.lane, slots[sequence])
+            if (slot := slots[sequence]) is not None:
+                self._engine.release(step.lane, slot)
         if self._streams:
-            for sequence in slots:
+            for sequence in sequences:
                 self._advance_text(sequence)
+        # A sequence's first token is its prefill's, whenever it is read.
+        num_firsts = [int(not had and bool(new)) for had, new in zip(before, tokens, strict=True)]
+        num_passes = map(int.__sub__, map(len, tokens), num_firsts)
         event = self._observer.observe(
             step,
-            new_tokens=_new_tokens_by_queue(slots, before),
-            num_passes=max(map(len, tokens), default=1),
+            new_tokens=_new_tokens_by_queue(sequences, before),
+            num_first_tokens=sum(num_firsts),
+            num_passes=max(num_passes, default=1),
             started_s=started_s,
             ended_s=ended_s,
         )
         self._events.append(event)
-        for sequence in slots:
-            if not sequence.is_finished:
-                continue
-            if self._engine.runs_ahead and sequence.service_class == "bulk":
-                self._can_wait.append(partial(self._conclude, sequence))
-            else:
-                self._conclude(sequence)
 
     def _prefill_starts(self, sequence: Sequence, now_s: float) -> None:
         sequence.prefill_started_s = now_s

@@ -54,6 +54,8 @@ CANCELLATIONS_S = 0.5  # They are heard of with the renewal of leases.
 BACKLOG_WAIT_S = 0.01
 COMMANDS_S = 0.2  # They arrive on a thread of RQ's and are obeyed this often.
 STREAM_TTL_S = 3_600
+# As many requests again as run: what ends at once, as equal lengths do, is refilled at once.
+SLOTS_AHEAD = 2
 # A job is answered whole, so the results of its short requests wait for its longest one. So many
 # times the requests in flight may be held with them.
 MAX_HELD_RATIO = 4
@@ -250,12 +252,12 @@ class Worker:
         ready = self._engine.ready
         if ready is None or self._drain_ends_s is not None or not self._dispatcher.takes_more:
             return None
-        limit = self._settings.max_in_flight or ready.num_slots * 3 // 2
+        limit = self._settings.max_in_flight or ready.num_slots * SLOTS_AHEAD
         reserve = limit // 8 if self._settings.reserve is None else self._settings.reserve
         held = self._held
         room = Room(
             min(limit - held.num_open, MAX_HELD_RATIO * limit - held.num_requests),
-            max(limit, ready.num_positions * 3 // 2) - held.num_open_tokens,
+            max(limit, ready.num_positions * SLOTS_AHEAD) - held.num_open_tokens,
             reserve - held.num_open_of(self._settings.queues[0]),
         )
         return None if room.is_none else room

@@ -34,6 +34,11 @@ class Prefill:
     rows: tuple[Row, ...]
 
     @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """Those that it brings tokens of."""
+        return tuple(row.sequence for row in self.rows)
+
+    @property
     def num_tokens(self) -> int:
         """Prompt tokens in it."""
         return sum(len(row.sequence.prompt_token_ids) for row in self.rows)
@@ -46,10 +51,20 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Make the next token, or the next few, of every running row of one lane."""
+    """Make the next token, or the next few, of every running row of one lane.
+
+    Attributes:
+        spent: sequences without a slot, whose last tokens are launched and not read.
+    """
 
     lane: LaneSpec
     rows: tuple[Row, ...]
+    spent: tuple[Sequence, ...] = ()
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """Those that it brings tokens of: the rows', then the spent ones."""
+        return (*(row.sequence for row in self.rows), *self.spent)
 
 
 Step = Prefill | Decode
@@ -60,12 +75,14 @@ class _Lane:
     """One lane's state. Invariant: a slot is either free or runs exactly one sequence.
 
     Attributes:
+        spent: sequences that have left their slot before their last tokens were read.
         num_prefilled: rows read since the last decode.
     """
 
     spec: LaneSpec
     waiting: list[Sequence] = field(default_factory=list)
     running: dict[int, Sequence] = field(default_factory=dict)
+    spent: dict[Sequence, None] = field(default_factory=dict)
     num_prefilled: int = 0
     _rows: tuple[Row, ...] | None = None
 
@@ -106,8 +123,8 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Sequences in a slot."""
-        return sum(len(lane.running) for lane in self._lanes.values())
+        """Sequences that have had a slot and have not ended."""
+        return sum(len(lane.running) + len(lane.spent) for lane in self._lanes.values())
 
     @property
     def is_idle(self) -> bool:
@@ -147,19 +164,28 @@ class Scheduler:
                 return step
         return None
 
+    def hand_over(self, lane: LaneSpec, slot: int) -> None:
+        """Free the slot of a sequence whose last token is launched: it ends when that is read."""
+        state = self._lanes[lane.name]
+        sequence = state.running[slot]
+        state.vacate(slot)
+        state.spent[sequence] = None
+        sequence.slot = None
+
     def update(self, step: Step, tokens: list[list[SampledToken]], now_s: float) -> list[Sequence]:
-        """Hand each row its new tokens, in order; free the slots of those that end.
+        """Hand each sequence its new tokens, in order; free the slots of those that end.
 
         Tokens past a row's end are dropped: an engine that makes several a step does not look.
 
         Returns:
             The sequences that ended in this step.
         """
-        for row, row_tokens in zip(step.rows, tokens, strict=True):
-            if row_tokens and row.sequence.first_token_s is None:
-                row.sequence.first_token_s = now_s
-            row.sequence.extend(row_tokens)
-        ended = [row.sequence for row in step.rows if row.sequence.is_finished]
+        sequences = step.sequences
+        for sequence, new_tokens in zip(sequences, tokens, strict=True):
+            if new_tokens and sequence.first_token_s is None:
+                sequence.first_token_s = now_s
+            sequence.extend(new_tokens)
+        ended = [sequence for sequence in sequences if sequence.is_finished]
         for sequence in ended:
             self._release(sequence, now_s)
         return ended
@@ -174,7 +200,7 @@ class Scheduler:
         return [s for s in self._sequences() if s.deadline_s is not None and s.deadline_s <= now_s]
 
     def slots_in_use(self) -> dict[str, tuple[int, int]]:
-        """For each lane's name: running slots and all slots."""
+        """For each lane's name: slots that a sequence runs in, and all slots."""
         return {name: (len(lane.running), lane.spec.slots) for name, lane in self._lanes.items()}
 
     def kv_usage_ratio(self) -> float:
@@ -190,13 +216,14 @@ class Scheduler:
         for lane in self._lanes.values():
             yield from lane.waiting
             yield from lane.running.values()
+            yield from lane.spent
 
     def _prefill(self, lane: _Lane) -> Prefill | None:
         free = lane.free_slots()
         if not (lane.waiting and free):
             return None
         # Sequences of one token free their slots at once and would keep the others from decoding.
-        if lane.running and lane.num_prefilled >= lane.spec.slots:
+        if (lane.running or lane.spent) and lane.num_prefilled >= lane.spec.slots:
             return None
         bucket = lane.spec.bucket_for(len(lane.waiting[0].prompt_token_ids))
         alike = (s for s in lane.waiting if lane.spec.bucket_for(len(s.prompt_token_ids)) == bucket)
@@ -223,13 +250,17 @@ class Scheduler:
     @staticmethod
     def _decode(lane: _Lane) -> Decode | None:
         lane.num_prefilled = 0
-        return Decode(lane.spec, lane.rows()) if lane.running else None
+        if not (lane.running or lane.spent):
+            return None
+        return Decode(lane.spec, lane.rows(), tuple(lane.spent))
 
     def _release(self, sequence: Sequence, now_s: float) -> None:
         assert sequence.lane is not None, "only a sequence that was added can end"
         sequence.finished_s = now_s
         lane = self._lanes[sequence.lane]
-        if sequence.slot is None:
+        if sequence in lane.spent:
+            del lane.spent[sequence]
+        elif sequence.slot is None:
             lane.waiting.remove(sequence)
         else:
             lane.vacate(sequence.slot)

@@ -137,8 +137,8 @@ class WorkerSettings(EngineSettings):
     max_in_flight: int | None = Field(
         None,
         ge=1,
-        description="Requests in the making at once, waiting ones included; one and a half times "
-        "the slots where not given. With those that have ended in a job that has not, up to four "
+        description="Requests in the making at once, waiting ones included; twice the slots "
+        "where not given. With those that have ended in a job that has not, up to four "
         "times as many are held.",
     )
     reserve: int | None = Field(

@@ -35,6 +35,7 @@ class StepObserver:
         step: Step,
         *,
         new_tokens: Mapping[str, int],
+        num_first_tokens: int,
         num_passes: int,
         started_s: float,
         ended_s: float,
@@ -43,6 +44,7 @@ class StepObserver:
 
         Args:
             new_tokens: tokens that its rows kept, by queue.
+            num_first_tokens: of those, the ones that a prefill has made.
             num_passes: tokens that the engine made for every row, kept or not.
         """
         shape = (step.lane, step.bucket if isinstance(step, Prefill) else None)
@@ -55,7 +57,10 @@ class StepObserver:
         self._lane_ended_s[step.lane.name] = ended_s
         if isinstance(step, Prefill):
             return _prefill_run(step, ended_s - started_s)
-        return _decode_run(step, new_tokens, num_passes, ended_s - since_s)
+        # Idle slots, and tokens made behind a row's end.
+        num_decoded = sum(new_tokens.values()) - num_first_tokens
+        num_padding = step.lane.slots * num_passes - num_decoded
+        return _decode_run(step, new_tokens, num_padding, ended_s - since_s)
 
 
 def _prefill_run(step: Prefill, duration_s: float) -> StepRun:
@@ -71,17 +76,15 @@ def _prefill_run(step: Prefill, duration_s: float) -> StepRun:
 
 
 def _decode_run(
-    step: Decode, new_tokens: Mapping[str, int], num_passes: int, duration_s: float
+    step: Decode, new_tokens: Mapping[str, int], num_padding: int, duration_s: float
 ) -> StepRun:
-    num_new_tokens = sum(new_tokens.values())
     return StepRun(
         "decode",
         step.lane.name,
         rows=len(step.rows),
         slots=step.lane.slots,
-        tokens=num_new_tokens,
-        # Idle slots, and tokens made behind a row's end.
-        padding_tokens=step.lane.slots * num_passes - num_new_tokens,
+        tokens=sum(new_tokens.values()),
+        padding_tokens=num_padding,
         duration_s=duration_s,
         tokens_by_queue=tuple(new_tokens.items()),
     )

@@ -18,7 +18,7 @@ from shoal.bulk.opening import Opened, open_run, open_with_input, stock_of
 from shoal.bulk.packing import PendingRow, job_sequences
 from shoal.bulk.plan import Limits, Plan, Progress, Received, Workers
 from shoal.bulk.rows import FailedRow, InputRow, refused_row
-from shoal.bulk.window import Window, take_back
+from shoal.bulk.window import WINDOW_OF_SLOTS, Window, take_back
 from shoal.bulk.writer import OrderedWriter
 from shoal.client import Client
 from shoal.errors import QueueFull, RedisUnavailable, ShoalError
@@ -222,7 +222,7 @@ class BulkRun:
 
     def _resize(self, window: Window, limits: Limits, workers: Workers) -> None:
         """Fit window and jobs to the workers there are and to the rows that are left."""
-        window.max_in_flight = max(limits.max_in_flight, 2 * workers.num_slots)
+        window.max_in_flight = max(limits.max_in_flight, WINDOW_OF_SLOTS * workers.num_slots)
         num_left = self.rows_total - self._written.rows
         window.job_sequences = job_sequences(num_left, window.max_in_flight)
 

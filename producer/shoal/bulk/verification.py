@@ -22,7 +22,7 @@ from shoal.bulk.outputs import WrittenRecord
 from shoal.bulk.packing import PendingRow, job_sequences
 from shoal.bulk.plan import Workers
 from shoal.bulk.rows import InputRow
-from shoal.bulk.window import MAX_IN_FLIGHT, Window, take_back
+from shoal.bulk.window import MAX_IN_FLIGHT, WINDOW_OF_SLOTS, Window, take_back
 from shoal.client import Client
 from shoal.errors import ShoalError
 from shoal.wire import GenerationResult
@@ -108,7 +108,7 @@ class Verification:
                     return "interrupted"
                 if timeout_s is not None and time.monotonic() - started_s >= timeout_s:
                     return "timed out"
-                window.max_in_flight = max(MAX_IN_FLIGHT, 2 * workers().num_slots)
+                window.max_in_flight = max(MAX_IN_FLIGHT, WINDOW_OF_SLOTS * workers().num_slots)
                 window.job_sequences = job_sequences(num_records, window.max_in_flight)
                 self._turn(window)
                 on_turn()

@@ -28,6 +28,8 @@ RESULT_TTL_S = 86_400  # A run that stopped in the night is gone on with in the 
 QUEUED_TTL_S = 7 * 86_400
 LIST_TTL_S = 8 * 86_400  # Over that of all it lists.
 MAX_IN_FLIGHT = 2_048
+# Times the workers' slots: a worker claims twice its own, and a job is answered with its last row.
+WINDOW_OF_SLOTS = 4
 MAX_LOSSES = 10  # Of a row whose job was gone without an answer, each time; then it is an error.
 ENDED = frozenset({"finished", "failed"})
 CANCELLED = frozenset({None, "canceled", "stopped"})

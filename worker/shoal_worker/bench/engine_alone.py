@@ -105,6 +105,10 @@ class _WatchedEngine:
         self.seconds["decode"] += time.perf_counter() - started_s
         return tokens
 
+    def take_spent(self, lane: LaneSpec) -> list[int]:
+        """As the engine's."""
+        return self._engine.take_spent(lane)
+
     def release(self, lane: LaneSpec, slot: int) -> None:
         """As the engine's."""
         self._engine.release(lane, slot)

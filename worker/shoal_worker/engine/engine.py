@@ -95,8 +95,9 @@ class Engine:
             meanwhile: called until it says false or there are tokens to read.
 
         Returns:
-            New tokens of each row, in order. When running ahead, those that were launched before,
-            so that the device works while they are looked at: a row may then have none.
+            New tokens of each of the step's sequences, in order. When running ahead, those that
+            were launched before, so that the device works while they are looked at: a row may then
+            have none.
         """
         slots, sequences = _unzipped(step)
         lane = self.lanes[step.lane.name]
@@ -105,7 +106,15 @@ class Engine:
             num_left = int(launched and self.choices.run_ahead)
             while not lane.has_arrived(num_left) and meanwhile():
                 pass
-            return lane.read(sequences, num_left)
+            return lane.read([*sequences, *step.spent], num_left)
+
+    @torch.inference_mode()
+    def take_spent(self, lane: LaneSpec) -> list[int]:
+        """Slots that have come free since the last call, as all their tokens are launched.
+
+        Another sequence may enter one and runs behind those; `decode` goes on bringing them.
+        """
+        return self.lanes[lane.name].take_spent() if self.choices.run_ahead else []
 
     @torch.inference_mode()
     def release(self, lane: LaneSpec, slot: int) -> None:

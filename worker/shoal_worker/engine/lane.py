@@ -67,6 +67,8 @@ class Lane:
         self._occupants: list[Sequence | None] = [None] * spec.slots
         # Tokens that were launched for each slot's sequence.
         self._num_launched = [0] * spec.slots
+        # By slot, sequences that can have no more tokens than were launched.
+        self._spent: dict[int, Sequence] = {}
         # Positions of each slot that may hold something other than zero.
         self._extents = [0] * spec.slots
 
@@ -139,11 +141,24 @@ class Lane:
         """The sequences' unread tokens, from all calls but the last `num_left`."""
         return self._launched.read(sequences, num_left)
 
+    def take_spent(self) -> list[int]:
+        """Leave all slots whose last tokens are launched; `read` still gives those."""
+        occupants = self._occupants
+        spent = [slot for slot, sequence in self._spent.items() if occupants[slot] is sequence]
+        self._spent.clear()
+        for slot in spent:
+            occupants[slot] = None
+            self._leave(slot)
+        return spent
+
     def release(self, slot: int) -> None:
         """Leave a slot idle: it goes on being computed, at its first position, for nobody."""
         sequence, self._occupants[slot] = self._occupants[slot], None
         if sequence is not None:
             self._launched.forget(sequence)
+        self._leave(slot)
+
+    def _leave(self, slot: int) -> None:
         self._sampling.leave(slot)
         self._cursors.leave(slot)
 
@@ -178,10 +193,14 @@ class Lane:
         planned: tuple[int, ...],
         reports: list[Reports | None],
     ) -> None:
-        self._launched.add(Launched(slots, sequences, ToHost(tokens), planned, reports))
         num_steps = len(tokens)  # Not in the loop: a tensor takes a microsecond to say it.
-        for slot in slots:
+        spent = []
+        for slot, sequence in zip(slots, sequences, strict=True):
             self._num_launched[slot] += num_steps
+            if self._num_launched[slot] >= sequence.sampling.max_tokens:
+                self._spent[slot] = sequence
+                spent.append(sequence)
+        self._launched.add(Launched(slots, sequences, ToHost(tokens), planned, reports, spent))
 
     def _draw_planned(self, slots: tuple[int, ...]) -> Reports | None:
         plan = self._sampling.plan(slots)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from shoal_worker.engine.plan import Reports
@@ -26,6 +26,7 @@ class Launched:
         tokens: `[steps, slots]`, every slot's token after each step.
         planned_slots: of the rows that `reports` speaks of.
         reports: the log-probabilities of each step.
+        spent: sequences of which nothing is launched after it.
     """
 
     slots: list[int]
@@ -33,6 +34,7 @@ class Launched:
     tokens: ToHost
     planned_slots: tuple[int, ...]
     reports: list[Reports | None]
+    spent: list[Sequence] = field(default_factory=list)
 
     def read(self) -> Iterator[tuple[Sequence, list[SampledToken]]]:
         """Each sequence's tokens; waits for the device."""
@@ -76,14 +78,19 @@ class LaunchQueue:
 
     def read(self, sequences: list[Sequence], num_left: int) -> list[list[SampledToken]]:
         """The unread tokens of these sequences, from all launches but the last `num_left`."""
+        spent: list[Sequence] = []
         while len(self._launched) > num_left:
-            for sequence, tokens in self._launched.popleft().read():
+            launched = self._launched.popleft()
+            for sequence, tokens in launched.read():
                 if (unread := self._unread.get(sequence)) is not None:
                     unread.extend(tokens)
+            spent += launched.spent
         read = []
         for sequence in sequences:
             fresh = self._unread.get(sequence)
             read.append(fresh or [])
             if fresh:
                 self._unread[sequence] = []
+        for sequence in spent:
+            self.forget(sequence)
         return read

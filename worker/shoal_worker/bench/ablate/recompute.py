@@ -63,6 +63,11 @@ class RecomputingEngine:
         del meanwhile
         return self._next(step)
 
+    def take_spent(self, lane: LaneSpec) -> list[int]:
+        """None: every token is read as it is made."""
+        del lane
+        return []
+
     @torch.inference_mode()
     def release(self, lane: LaneSpec, slot: int) -> None:
         """Nothing was kept."""
