@@ -217,16 +217,17 @@ def test_a_converted_model_names_its_peer(converted: str) -> None:
 def test_a_variant_is_shoal_with_some_other_settings() -> None:
     given = {"threads": 2, "lanes": "bulk=4x64"}
 
-    variants = peers_command._variants(given, ["--threads 1 --no-kernels"], "demo")
+    variants = peers_command._variants(given, ["--threads 1 --no-kernels"])
 
     [(title, settings)] = variants.items()
     assert title == "Shoal --threads 1 --no-kernels"
-    assert (settings.model, settings.lanes) == ("demo", "bulk=4x64")
-    assert (settings.threads, settings.kernels) == (1, False)
+    assert settings == {"threads": 1, "lanes": "bulk=4x64", "kernels": False}
 
 
-def test_a_variant_is_made_of_the_engine_s_settings() -> None:
-    result = invoke("--model", "demo", "--variant", "--colour blue")
+@pytest.mark.parametrize("model", [("--model", "demo"), ()])
+def test_a_variant_is_made_of_the_engine_s_settings(model: tuple[str, ...]) -> None:
+    result = invoke(*model, "--variant", "--colour blue")
 
     assert result.exit_code == 2
+    assert "writing" not in result.stderr
     assert "--colour" in result.stderr

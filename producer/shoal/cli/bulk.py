@@ -153,7 +153,6 @@ def bulk(
         ):
             limits = Limits(MAX_IN_FLIGHT, failures, timeout)
             ending = _generate(run, client, serving, queue, limits, stop)
-            serving.look_last()
             padding = serving.padding
     _report(run, padding, as_json=as_json)
     return _exit_code(run, ending, stop.signum)
@@ -210,6 +209,7 @@ def _generate(
                 client, queue, limits, stop=stop, on_turn=on_turn, model=model, workers=workers
             )
         finally:
+            serving.look_last()
             report.end(ending or "failed")
             _tell_full_disk(run, told)
         return ending

@@ -75,14 +75,16 @@ def peers(
     from shoal_worker.bench.peers.measure import Wanted, measure
     from shoal_worker.bench.peers.table import print_report
 
+    in_formats = dict(map(_converted, converted))
+    changed = _variants(settings, variants)
     with telling() as tell, served_model(settings, shape, tell) as model:
         wanted = Wanted(
             workload=workload,
             rounds=rounds,
             peers=peers or None,
             pythons=pythons,
-            converted=dict(map(_converted, converted)),
-            variants=_variants(settings, variants, model),
+            converted=in_formats,
+            variants={title: settings_of(values, model) for title, values in changed.items()},
         )
         report = measure(settings_of(settings, model), wanted, tell)
     if as_json:
@@ -105,11 +107,9 @@ def _setting_names(**_values: Any) -> None:
     """Stands for a command whose options are the settings."""
 
 
-def _variants(
-    settings: dict[str, Any], texts: Iterable[str], model: str
-) -> dict[str, EngineSettings]:
+def _variants(settings: dict[str, Any], texts: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The settings of each variant, by its title."""
-    return {f"Shoal {text}": settings_of({**settings, **_parsed(text)}, model) for text in texts}
+    return {f"Shoal {text}": {**settings, **_parsed(text)} for text in texts}
 
 
 def _parsed(text: str) -> dict[str, Any]:

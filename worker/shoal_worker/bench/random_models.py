@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from shoal_worker.bench.shapes import SHAPES
 from shoal_worker.engine import LoadedModel, attention
@@ -54,6 +55,8 @@ def random_model(shape: str, device: str, dtype: torch.dtype | None = None) -> L
 def save_random_model(shape: str, folder: Path) -> None:
     """Write one of the `SHAPES` as a folder that anything reads which reads transformers models."""
     loaded = random_model(shape, "cpu")
+    # It would draw over whatever shows how the measuring goes.
+    disable_progress_bar()
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
 

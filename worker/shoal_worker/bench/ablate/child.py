@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
 
 from shoal.errors import ShoalError
 from shoal_worker.bench.ablate.processes import Spec
@@ -63,8 +62,6 @@ def _load_trial(spec: Spec, stack: ExitStack) -> tuple[float, ServingTrial | Tok
 
 def _write_model(argument: tuple[str, str], _: ExitStack) -> tuple[None, None]:
     shape, folder = argument
-    # It would draw over whatever shows how the measuring goes.
-    disable_progress_bar()
     save_random_model(shape, Path(folder))
     return None, None
 
