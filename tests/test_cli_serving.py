@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from shoal.bulk.run_state import RunState
 from shoal.cli import progress, serving
 from shoal.cli.exits import Interrupted, signals_kept
 from shoal.cli.serving import Serving
+from shoal.cli.status import _rendered
 from shoal.client import Client
 from shoal.errors import InvalidRequest, ShoalError
+from shoal.status import Snapshot
 
 HALFWAY = RunState(
     run_id="a",
@@ -32,6 +35,18 @@ HALFWAY = RunState(
     limit_ratio=0.94,
     eta_s=8.0,
 )
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_ids() -> None:
+    runs = (HALFWAY, replace(HALFWAY, run_id="b"), replace(HALFWAY, output="other.jsonl"))
+    console = Console(width=200)
+
+    with console.capture() as captured:
+        console.print(_rendered(Snapshot((), (), (), runs), console))
+
+    shown = captured.get()
+    assert [name in shown for name in ("out.jsonl (a)", "out.jsonl (b)")] == [True, True]
+    assert "other.jsonl (" not in shown
 
 
 class FakeLocalWorker:

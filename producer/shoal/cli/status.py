@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -110,9 +111,11 @@ def _workers(snapshot: Snapshot, console: Console) -> Table:
 def _runs(snapshot: Snapshot, console: Console) -> Table:
     columns = ("output", "state", "rows", "failed", "tokens/s", "padding", "at limit", "left")
     table = plain_table("Bulk runs", *columns, console=console)
+    names = Counter(run.output for run in snapshot.runs)
     for run in snapshot.runs:
         table.add_row(
-            run.output,
+            # Another run of that name, in another folder: their jobs are named by the run's id.
+            run.output if names[run.output] == 1 else f"{run.output} ({run.run_id})",
             f"silent for {duration(run.age_s)}" if run.is_stale else run.status,
             f"{run.rows_done:,} of {run.rows_total:,}",
             f"{run.rows_failed:,}",
