@@ -121,15 +121,14 @@ class LaneCache(Cache):
         # Not a match statement, which the compiler of the decode step does not know.
         write = self.write
         if isinstance(write, TokenWrite):
-            self._append(_kept(key_states[:, :, 0], keys), keys, write.positions)
-            self._append(_kept(value_states[:, :, 0], values), values, write.positions)
+            self._append(key_states[:, :, 0], keys, write.positions)
+            self._append(value_states[:, :, 0], values, write.positions)
             return keys, values
         assert write is not None, "a forward pass says first where it writes"
         if self._native:
             for states, cache in ((key_states, keys), (value_states, values)):
-                kept = _kept(states, cache)
                 torch.ops.shoal.write_prompts_cpu(
-                    kept, cache, write.slots, write.source, write.lengths
+                    states, cache, write.slots, write.source, write.lengths
                 )
             return key_states, value_states
         # Zeroed here too: a weight of zero does not cancel a NaN behind the prompt's end.
@@ -145,7 +144,7 @@ class LaneCache(Cache):
         if self._native:
             torch.ops.shoal.append_cpu(states, cache, positions)
         else:
-            cache[self._all_slots, :, positions] = states
+            cache[self._all_slots, :, positions] = _kept(states, cache)
 
     def clear(self, slots: Tensor, start: int, stop: int) -> None:
         """Zero positions `start` to `stop` of some slots."""

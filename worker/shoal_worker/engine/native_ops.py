@@ -212,8 +212,8 @@ def write_prompts(
     """Write prompts' keys or values to the first positions of their slots.
 
     Args:
-        states: `[rows, kv_head, length, dim]`, of the cache's type.
-        cache: `[slots, kv_head, kv_len, dim]`, contiguous.
+        states: `[rows, kv_head, length, dim]`, of the cache's type or to become it.
+        cache: `[slots, kv_head, kv_len, dim]`, contiguous; int8 as `quantized` gives it.
         slots: `[rows]`, int64, where each row goes; rows that repeat the first one's are left out.
         source: `[rows]`, int64, the row of `states` that goes there.
         lengths: `[rows]`, int64, of the rows of `states`.
@@ -222,9 +222,9 @@ def write_prompts(
     size = cache.dtype.itemsize
     library().shoal_write_prompts(
         _at(states),
-        _strides(states, size),
+        _strides(states, states.dtype.itemsize),
         *map(_at, (cache, slots, source, lengths)),
-        *map(c_int64, (len(slots), heads, kv_len, dim * size)),
+        *map(c_int64, (len(slots), heads, kv_len, dim * size, _from(states, cache))),
     )
 
 
@@ -233,8 +233,8 @@ def append(states: Tensor, cache: Tensor, positions: Tensor) -> None:
     """Write new keys or values, each slot's at its own position.
 
     Args:
-        states: `[slots, kv_head, dim]`, of the cache's type; a row is contiguous.
-        cache: `[slots, kv_head, kv_len, dim]`, contiguous.
+        states: `[slots, kv_head, dim]`, of the cache's type or to become it; a row is contiguous.
+        cache: `[slots, kv_head, kv_len, dim]`, contiguous; int8 as `quantized` gives it.
         positions: `[slots]`, int64.
     """
     slots, heads, kv_len, dim = cache.shape
@@ -242,9 +242,9 @@ def append(states: Tensor, cache: Tensor, positions: Tensor) -> None:
     assert states.stride(2) == 1, "a row is copied as a whole"
     library().shoal_append(
         _at(states),
-        *(c_int64(stride * size) for stride in states.stride()[:2]),
+        *(c_int64(stride * states.dtype.itemsize) for stride in states.stride()[:2]),
         *map(_at, (cache, positions)),
-        *map(c_int64, (slots, heads, kv_len, dim * size)),
+        *map(c_int64, (slots, heads, kv_len, dim * size, _from(states, cache))),
     )
 
 
@@ -267,6 +267,14 @@ def gelu(states: Tensor) -> Tensor:
 @gelu.register_fake
 def _(states: Tensor) -> Tensor:
     return states.new_empty(states.shape)
+
+
+def _from(states: Tensor, cache: Tensor) -> int:
+    """How a row of states becomes one of the cache: -1 copies it."""
+    if states.dtype == cache.dtype:
+        return -1
+    assert cache.dtype == torch.int8, "nothing else is converted"
+    return _KEPT[states.dtype]
 
 
 def _strides(tensor: Tensor, size: int = 1) -> Any:

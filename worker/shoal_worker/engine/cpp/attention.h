@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -192,18 +193,20 @@ template <class Kept>
 void attend(const float* query, const char* keys, const char* values, float* output,
             const int64_t* positions, int64_t slots, int64_t heads, int64_t kv_heads,
             int64_t kv_len, int64_t key_dim, int64_t value_dim, float scale) {
-  int64_t group = heads / kv_heads;
+  int64_t group = heads / kv_heads, units = slots * kv_heads;
+  // Many in a row, since what is fetched for the next one is wasted where another thread takes it.
+  int64_t in_a_row = std::max<int64_t>(4, units / 64);
 #pragma omp parallel
   {
     std::vector<float> weights(kv_len + LANES);
-#pragma omp for schedule(dynamic, 4) nowait
-    for (int64_t unit = 0; unit < slots * kv_heads; ++unit) {
+#pragma omp for schedule(dynamic, in_a_row) nowait
+    for (int64_t unit = 0; unit < units; ++unit) {
       int64_t length = positions[unit / kv_heads] + 1;
       const char* next = keys + (unit + 1) * kv_len * Kept::bytes(key_dim);
       for (int64_t i = 0; i < group; ++i) {
         int64_t head = unit * group + i;
         // The last of those who share keys looks ahead to the next ones.
-        bool looks = i + 1 == group && unit + 1 < slots * kv_heads;
+        bool looks = i + 1 == group && unit + 1 < units;
         int64_t next_length = looks ? positions[(unit + 1) / kv_heads] + 1 : 0;
         attend_head<Kept>(query + head * key_dim, keys + unit * kv_len * Kept::bytes(key_dim),
                           values + unit * kv_len * Kept::bytes(value_dim),
@@ -354,8 +357,38 @@ void attend_prompts(const Number* query, Strides of_query, const Number* key, St
   }
 }
 
-// New keys or values, rows of so many bytes: those of a computed row's prompt to a slot, or each
-// slot's one to its own position.
+// How a row of new keys or values becomes one of the cache, of so many bytes.
+typedef void (*Keep)(const char* row, char* kept, int64_t bytes);
+
+inline void copied(const char* row, char* kept, int64_t bytes) { std::memcpy(kept, row, bytes); }
+
+// As `quantized` in quantized.py does it, to the bit where all numbers are finite.
+template <class From>
+void quantized(const char* row, char* kept, int64_t bytes) {
+  int64_t dim = bytes - 4, i = 0;
+  Floats most = Floats{}, nothing = Floats{};
+  for (; i + LANES <= dim; i += LANES) {
+    Floats x = From::several(row, i), size = x < Floats{} ? -x : x;
+    most = size > most ? size : most;
+    nothing += x - x;
+  }
+  // What is no number, or no end of it, makes the whole row none.
+  float largest = 0.0f, none = sum(nothing);
+  for (int64_t lane = 0; lane < LANES; ++lane) largest = std::max(largest, most[lane]);
+  for (; i < dim; ++i) {
+    float x = From::one(row, i);
+    largest = std::max(largest, std::fabs(x));
+    none += x - x;
+  }
+  float factor = largest / 127.0f + none;
+  float unit = std::max(factor, std::numeric_limits<float>::min());
+  for (i = 0; i + LANES <= dim; i += LANES) narrow(kept + i, From::several(row, i) / unit);
+  for (; i < dim; ++i) kept[i] = char(std::lrintf(From::one(row, i) / unit));
+  std::memcpy(kept + dim, &factor, 4);
+}
+
+// New keys or values: those of a computed row's prompt to a slot, or each slot's one to its own
+// position.
 struct Cache {
   char* first;
   int64_t heads, kv_len, row_bytes;
@@ -364,8 +397,9 @@ struct Cache {
   }
 };
 
-inline void write_prompts(const char* states, Strides bytes, Cache cache, const int64_t* slots,
-                          const int64_t* source, const int64_t* lengths, int64_t rows) {
+inline void write_prompts(const char* states, Strides bytes, Keep keep, Cache cache,
+                          const int64_t* slots, const int64_t* source, const int64_t* lengths,
+                          int64_t rows) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t unit = 0; unit < rows * cache.heads; ++unit) {
     int64_t row = unit / cache.heads, head = unit % cache.heads;
@@ -373,18 +407,18 @@ inline void write_prompts(const char* states, Strides bytes, Cache cache, const 
     if (row > 0 && slots[row] == slots[0]) continue;
     const char* from = states + source[row] * bytes.row + head * bytes.head;
     for (int64_t position = 0; position < lengths[source[row]]; ++position)
-      std::memcpy(cache.at(slots[row], head, position), from + position * bytes.position,
-                  cache.row_bytes);
+      keep(from + position * bytes.position, cache.at(slots[row], head, position),
+           cache.row_bytes);
   }
 }
 
-inline void append(const char* states, int64_t slot_stride, int64_t head_stride, Cache cache,
-                   const int64_t* positions, int64_t slots) {
+inline void append(const char* states, int64_t slot_stride, int64_t head_stride, Keep keep,
+                   Cache cache, const int64_t* positions, int64_t slots) {
 #pragma omp parallel for
   for (int64_t slot = 0; slot < slots; ++slot)
     for (int64_t head = 0; head < cache.heads; ++head)
-      std::memcpy(cache.at(slot, head, positions[slot]),
-                  states + slot * slot_stride + head * head_stride, cache.row_bytes);
+      keep(states + slot * slot_stride + head * head_stride,
+           cache.at(slot, head, positions[slot]), cache.row_bytes);
 }
 
 }  // namespace shoal

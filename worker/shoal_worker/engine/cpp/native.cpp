@@ -14,6 +14,14 @@ namespace {
 
 Strides strides(const int64_t* of) { return {of[0], of[1], of[2]}; }
 
+// What is of the cache's type (-1) is copied, other numbers (as in `shoal_attend`) become int8.
+Keep keeping(int64_t from) {
+  return from == -1  ? copied
+         : from == 0 ? quantized<KeptFloat32>
+         : from == 1 ? quantized<KeptBFloat16>
+                     : quantized<KeptFloat16>;
+}
+
 }  // namespace
 
 extern "C" {
@@ -89,19 +97,21 @@ void shoal_attend_prompts_bfloat16(const uint16_t* query, const int64_t* of_quer
 }
 
 // states [rows, kv_head, length, numbers] with these strides in bytes, into
-// cache [slots, kv_head, kv_len, numbers].
+// cache [slots, kv_head, kv_len, numbers]; `from` says what becomes int8 there, see `keeping`.
 void shoal_write_prompts(const char* states, const int64_t* bytes, char* cache,
                          const int64_t* slots, const int64_t* source, const int64_t* lengths,
-                         int64_t rows, int64_t heads, int64_t kv_len, int64_t row_bytes) {
-  write_prompts(states, strides(bytes), {cache, heads, kv_len, row_bytes}, slots, source, lengths,
-                rows);
+                         int64_t rows, int64_t heads, int64_t kv_len, int64_t row_bytes,
+                         int64_t from) {
+  write_prompts(states, strides(bytes), keeping(from), {cache, heads, kv_len, row_bytes}, slots,
+                source, lengths, rows);
 }
 
 // states [slots, kv_head, numbers] with these strides in bytes, likewise.
 void shoal_append(const char* states, int64_t slot_stride, int64_t head_stride, char* cache,
                   const int64_t* positions, int64_t slots, int64_t heads, int64_t kv_len,
-                  int64_t row_bytes) {
-  append(states, slot_stride, head_stride, {cache, heads, kv_len, row_bytes}, positions, slots);
+                  int64_t row_bytes, int64_t from) {
+  append(states, slot_stride, head_stride, keeping(from), {cache, heads, kv_len, row_bytes},
+         positions, slots);
 }
 
 void shoal_gelu(const float* x, float* y, int64_t count) { gelu(x, y, count); }

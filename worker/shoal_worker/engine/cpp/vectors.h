@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #if defined(__AVX2__) && defined(__F16C__)
@@ -154,6 +155,20 @@ inline void narrow(uint16_t* at, Floats x) {
   std::memcpy(at, &halves, sizeof(halves));
 #else
   for (int64_t i = 0; i < LANES; ++i) at[i] = narrowed(x[i]);
+#endif
+}
+
+// To whole numbers of 8 bits, ties to even.
+inline void narrow(char* at, Floats x) {
+#if defined(__AVX512F__)
+  __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(__m512(x)));
+  std::memcpy(at, &bytes, sizeof(bytes));
+#elif defined(__AVX2__) && defined(__F16C__)
+  __m256i whole = _mm256_cvtps_epi32(__m256(x));
+  __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packs_epi16(halves, halves));
+#else
+  for (int64_t i = 0; i < LANES; ++i) at[i] = char(std::lrintf(x[i]));
 #endif
 }
 
