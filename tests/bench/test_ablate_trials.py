@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.engine.serving import TABLE, ahead, loaded_model, sequences, serve
 from tests.tiny_models import MAX_POSITIONS, VOCAB_SIZE, make_tiny_model_folder, tiny_tokenizer
 
 from shoal.errors import ModelError
 from shoal_worker.bench.ablate.answers import Counts, difference
 from shoal_worker.bench.ablate.arms import DEFAULT, Arm
-from shoal_worker.bench.ablate.launches import launched_by
+from shoal_worker.bench.ablate.launches import launched_by, unread_counted
 from shoal_worker.bench.ablate.load import LOADS
 from shoal_worker.bench.ablate.python_bpe import PythonBPE
 from shoal_worker.bench.ablate.rungs import NAIVE, rungs
@@ -25,7 +26,7 @@ from shoal_worker.bench.ablate.switch import Switch
 from shoal_worker.bench.ablate.switches import switches
 from shoal_worker.bench.ablate.tokenising import TokenisingTrial
 from shoal_worker.bench.ablate.trial import ServingTrial
-from shoal_worker.engine import native
+from shoal_worker.engine import Engine, native
 from shoal_worker.engine.model import dtype_on
 
 LOAD = replace(
@@ -77,6 +78,16 @@ def test_a_switch_s_arms_differ_in_something_countable(trial: Trial, switch: Swi
     found = difference(trial(switch.on)[0], trial(switch.off)[0])
 
     assert (found is None) == (switch.name == "control")
+
+
+def test_launches_ahead_of_a_read_are_counted() -> None:
+    with unread_counted() as at_once:
+        serve(Engine(loaded_model(), TABLE), sequences())
+    with unread_counted() as ahead_of_reads:
+        serve(ahead(Engine(loaded_model(), TABLE), decode_steps=2), sequences())
+
+    assert set(at_once) == {1}
+    assert max(ahead_of_reads) > 1
 
 
 def test_an_arm_counts_alike_twice(trial: Trial, tmp_path: Path) -> None:

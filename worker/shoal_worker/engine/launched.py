@@ -61,6 +61,10 @@ class LaunchQueue:
         self._launched: deque[Launched] = deque()
         self._unread: dict[Sequence, list[SampledToken]] = {}
 
+    def __len__(self) -> int:
+        """Calls that nobody has read."""
+        return len(self._launched)
+
     def add(self, launched: Launched) -> None:
         """Launched after all that is here."""
         self._launched.append(launched)

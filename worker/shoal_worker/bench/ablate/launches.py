@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from shoal_worker.engine.launched import Launched, LaunchQueue
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -35,6 +39,20 @@ def launched_by(call: Callable[[], object]) -> dict[str, int]:
     with _Counting() as counting:
         call()
     return dict(counting.counts)
+
+
+@contextmanager
+def unread_counted() -> Iterator[list[int]]:
+    """Within, how many of a lane's calls are launched and not read, after each launch."""
+    counts: list[int] = []
+    add = LaunchQueue.add
+
+    def counting(queue: LaunchQueue, launched: Launched) -> None:
+        add(queue, launched)
+        counts.append(len(queue))
+
+    with patch.object(LaunchQueue, "add", counting):
+        yield counts
 
 
 def num_compiled() -> int:

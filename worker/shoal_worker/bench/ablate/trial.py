@@ -23,7 +23,7 @@ from shoal_worker import engine_process
 from shoal_worker.bench.ablate import old_ways
 from shoal_worker.bench.ablate.answers import Counts, Metrics, Run
 from shoal_worker.bench.ablate.arms import Arm
-from shoal_worker.bench.ablate.launches import launched_by, num_compiled
+from shoal_worker.bench.ablate.launches import launched_by, num_compiled, unread_counted
 from shoal_worker.bench.ablate.load import Load
 from shoal_worker.bench.ablate.neighbours import Neighbours
 from shoal_worker.bench.ablate.recompute import RecomputingEngine
@@ -194,11 +194,12 @@ class ServingTrial:
         # A recorded pass dispatches nothing, so what it would is seen in a bare one.
         returned: list[int] = []
         launched = Counter(launched_by(lambda: returned.append(self._num_returned())))
-        # A compiled step refuses to be watched; that it is compiled is counted below.
-        if dict(self._arm.settings).get("compile"):
-            self.run()
-        else:
-            launched += Counter(launched_by(self.run))
+        with unread_counted() as unread:
+            # A compiled step refuses to be watched; that it is compiled is counted below.
+            if dict(self._arm.settings).get("compile"):
+                self.run()
+            else:
+                launched += Counter(launched_by(self.run))
         last = self._last_logits(self._engine.table.lanes[0])
         facts = {
             "float32 products": torch.get_float32_matmul_precision(),
@@ -206,6 +207,7 @@ class ServingTrial:
             "results made in inference mode": str(last.is_inference()),
             "graphs compiled": str(num_compiled()),
             "tensors returned by a pass": str(*returned),
+            "calls launched before one is read": str(max(unread, default=0)),
         }
         return Counts(dict(launched), facts)
 
