@@ -967,6 +967,20 @@ def test_a_job_that_is_cancelled_before_it_is_taken_in_never_runs() -> None:
 
 
 @pytest.mark.usefixtures("ahead")
+def test_a_job_that_comes_again_smaller_before_its_answer_is_written_is_answered_once() -> None:
+    serving = Serving()
+    serving.submit(bulk("xy", max_tokens=9), job_id="other")
+    serving.submit(*[bulk("ab", max_tokens=1)] * 3, job_id="again")
+    serving.step()
+
+    serving.submit(bulk("cd", max_tokens=2), job_id="again")
+    serving.run()
+
+    assert serving.completion("again").text == text_after("cd", 2)
+    assert serving.completion("other").text == text_after("xy", 9)
+
+
+@pytest.mark.usefixtures("ahead")
 def test_a_job_that_comes_again_before_it_is_taken_in_runs_once() -> None:
     serving = Serving()
     serving.submit(bulk("ab", max_tokens=5), job_id="first")

@@ -315,7 +315,9 @@ class ServingLoop:
         job = self._jobs.get(job_id)
         if job is None:
             return  # A sample that ended in the same step has concluded it.
-        request = job.requests[index]
+        request = job.requests.get(index)
+        if request is None or sequence not in request.sequences:
+            return  # It was an earlier job's of the same id.
         if request.result is not None or not request.is_generated:
             return
         if not request.has_tokens:
