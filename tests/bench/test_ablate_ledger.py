@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,15 +196,31 @@ def test_arms_that_count_alike_are_called_so() -> None:
     assert difference(counts, counts) is None
     assert difference(counts, Counts({"add [3]": 3}, {"precision": "high"})) is not None
     assert difference(counts, Counts({"add [2]": 3}, {"precision": "low"})) is not None
-    assert cells_of(row(evidence="")).verdict == "faster, nothing differs"
+    ahead = replace(counts, most_unread=3)
+    assert difference(ahead, counts) == "calls launched before one is read: 3 and 0"
+    assert cells_of(row(evidence=""), ledger()).verdict == "faster, nothing differs"
 
 
 def test_a_null_is_reported_as_a_null() -> None:
-    assert cells_of(row(readings={"tokens_per_s": reading(101, 100, 0.02)})).verdict == "no effect"
+    null = row(readings={"tokens_per_s": reading(101, 100, 0.02)})
+
+    assert cells_of(null, ledger()).verdict == "no effect"
+
+
+def test_what_is_no_larger_than_the_control_s_difference_is_its_noise() -> None:
+    control = row("control", readings={"tokens_per_s": reading(100, 100, 0.04)})
+    small = row("small", readings={"tokens_per_s": reading(103, 100, 0.01)})
+    large = row("large", readings={"tokens_per_s": reading(108, 100, 0.01)})
+    loading = row("loading", kind="loading", readings={"load_s": reading(97, 100, 0.01)})
+    measured = ledger(control, small, large, loading)
+
+    assert [cells_of(one, measured).verdict for one in measured.rows] == [
+        *("no effect", "within the control's noise", "faster", "faster")
+    ]
 
 
 def test_a_row_is_readable() -> None:
-    cells = cells_of(row())
+    cells = cells_of(row(), ledger())
 
     assert cells.amounts == "300 / 60.0 tok/s"
     assert cells.gain == "5.00× [4.50, 5.50], 6"

@@ -32,10 +32,12 @@ class Counts:
     Attributes:
         launched: operators with their inputs' dtypes and shapes.
         facts: what else can be told apart, by name.
+        most_unread: calls of a lane that were launched and not read, at the most.
     """
 
     launched: dict[str, int]
     facts: dict[str, str]
+    most_unread: int = 0
 
     @property
     def num_launched(self) -> int:
@@ -52,6 +54,8 @@ def difference(on: Counts, off: Counts) -> str | None:
         return f"operators launched: {on.num_launched:,} and {off.num_launched:,}"
     names = sorted(on.launched.keys() | off.launched.keys())
     differing = [n for n in names if on.launched.get(n, 0) != off.launched.get(n, 0)]
+    if not differing and on.most_unread != off.most_unread:
+        return f"calls launched before one is read: {on.most_unread} and {off.most_unread}"
     if not differing:
         return None
     return f"{len(differing)} operators on other inputs, such as {differing[0]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from shoal_worker.bench.ablate.claims import as_gain
-from shoal_worker.bench.ablate.ledger import Output, Reading, Row, RungRow
+from shoal_worker.bench.ablate.ledger import Ledger, Output, Reading, Row, RungRow
 from shoal_worker.bench.ablate.ratios import steps
 
 _MIB = 2**20
@@ -45,11 +45,13 @@ class Cells(NamedTuple):
         return list(self)
 
 
-def cells_of(row: Row) -> Cells:
-    """A row's."""
+def cells_of(row: Row, ledger: Ledger) -> Cells:
+    """A row's, in a ledger that knows how far equal arms are apart."""
     metric, reading = row.main
     gain = row.gain
-    verdict = "no effect" if gain.is_null else "faster" if gain.ratio > 1 else "slower"
+    verdict = "faster" if gain.ratio > 1 else "slower"
+    if not ledger.has_effect(row):
+        verdict = "no effect" if gain.is_null else "within the control's noise"
     if not row.evidence:
         verdict += ", nothing differs"
     return Cells(

@@ -21,6 +21,7 @@ METRICS: dict[str, tuple[bool, str]] = {
     "peak_rss_bytes": (False, "peak RSS"),
     "gpu_peak_bytes": (False, "GPU peak"),
 }
+CONTROL = "control"
 MAIN_METRIC = {"serving": "tokens_per_s", "loading": "load_s", "tokenising": "tokenised_per_s"}
 
 
@@ -151,6 +152,14 @@ class Ledger(_Record):
     rows: list[Row]
     waterfall: list[RungRow]
     not_here: dict[str, str]
+
+    def has_effect(self, row: Row) -> bool:
+        """Whether a row's gain is more than chance, and than how far the two controls are apart."""
+        if row.gain.is_null:
+            return False
+        controls = [one.gain for one in self.rows if one.name == CONTROL and row.kind == one.kind]
+        noise = max((max(gain.high, 1 / gain.low) for gain in controls), default=1.0)
+        return not 1 / noise <= row.gain.ratio <= noise
 
     def with_rows(self, other: Ledger, order: list[str]) -> Ledger:
         """This one with another's rows added, or in place of its own, in order.

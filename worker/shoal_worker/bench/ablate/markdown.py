@@ -34,7 +34,7 @@ def as_markdown(ledger: Ledger, picture: str | None = None) -> str:
 
 def _switches(ledger: Ledger) -> str:
     heads = [name for name, _ in Cells.columns()]
-    return _table(heads, [cells_of(row).texts() for row in ledger.rows])
+    return _table(heads, [cells_of(row, ledger).texts() for row in ledger.rows])
 
 
 def _claims(ledger: Ledger) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shoal_worker.bench.ablate.ledger import Ledger, Row, RungRow
 from shoal_worker.bench.ablate.ratios import steps
@@ -37,7 +37,7 @@ def draw(ledger: Ledger, path: Path) -> None:
         axes = figure.subplots(1, max(1, sum(panels)), squeeze=False)[0]
         places = iter(axes)
         if panels[0]:
-            _ratios(next(places), ledger.rows)
+            _ratios(next(places), ledger)
         if panels[1]:
             _waterfall(next(places), ledger.waterfall)
         _titles(figure, ledger)
@@ -68,26 +68,26 @@ def _titles(figure: Figure, ledger: Ledger) -> None:
     )
 
 
-def _ratios(axes: Any, rows: list[Row]) -> None:
+def _ratios(axes: Any, ledger: Ledger) -> None:
     # The control at the foot: how far two equal arms are apart.
-    shown = sorted(rows, key=lambda row: (row.name != "control", row.gain.ratio))
+    shown = sorted(ledger.rows, key=lambda row: (row.name != "control", row.gain.ratio))
     for place, row in enumerate(shown):
-        gain = row.gain
-        colour = _NULL if gain.is_null else _FASTER if gain.ratio > 1 else _SLOWER
+        gain, is_null = row.gain, not ledger.has_effect(row)
+        colour = _NULL if is_null else _FASTER if gain.ratio > 1 else _SLOWER
         for claim in _claimed_ranges(row):
             axes.barh(
                 place, claim[1] - claim[0], left=claim[0], height=0.62, color=_CLAIM, alpha=0.5
             )
         axes.plot([gain.low, gain.high], [place, place], color=colour, lw=3, solid_capstyle="round")
         axes.plot(gain.ratio, place, "o", color=colour, ms=7)
-        text = "no effect" if gain.is_null else _factor(gain.ratio)
+        text = "no effect" if is_null else _factor(gain.ratio)
         axes.annotate(
             text,
             (1.01, place),
             xycoords=("axes fraction", "data"),
             va="center",
             color=colour,
-            fontweight="normal" if gain.is_null else "bold",
+            fontweight="normal" if is_null else "bold",
         )
     axes.axvline(1, color=_INK, lw=1)
     axes.set_xscale("log")
@@ -148,6 +148,8 @@ def _waterfall(axes: Any, rungs: list[RungRow]) -> None:
     axes.set_xlim(0, max(levels) * 1.35)
     axes.set_ylim(-0.7, count - 0.3)
     axes.set_title("From the naive loop to the default", loc="left", fontweight="bold")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("tokens a second, and the gain over the rung before")
     _bare(axes, "x")
 

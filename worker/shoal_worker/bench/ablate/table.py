@@ -9,7 +9,12 @@ from shoal_worker.bench.ablate.cells import Cells, cells_of, rung_cells
 from shoal_worker.bench.ablate.ledger import Header, Ledger, Row
 
 _WIDTH = 170
-_STYLES = {"faster": "green", "slower": "red", "no effect": "dim"}
+_STYLES = {
+    "faster": "green",
+    "slower": "red",
+    "no effect": "dim",
+    "within the control's noise": "dim",
+}
 
 
 def show(ledger: Ledger, console: Console) -> None:
@@ -18,7 +23,7 @@ def show(ledger: Ledger, console: Console) -> None:
         console.width = _WIDTH
     console.print(header_text(ledger.header), style="dim", highlight=False)
     if ledger.rows:
-        console.print(_switches(ledger.rows))
+        console.print(_switches(ledger))
         console.print(_claims(ledger.rows))
     if ledger.waterfall:
         console.print(_waterfall(ledger))
@@ -36,12 +41,12 @@ def header_text(header: Header) -> str:
     )
 
 
-def _switches(rows: list[Row]) -> Table:
+def _switches(ledger: Ledger) -> Table:
     table = Table(title="On against off, all else at default", title_justify="left")
     for name, options in Cells.columns():
         table.add_column(name, **options)
-    for row in rows:
-        cells = cells_of(row)
+    for row in ledger.rows:
+        cells = cells_of(row, ledger)
         table.add_row(*cells.texts(), style=_STYLES.get(cells.verdict.partition(",")[0]))
     return table
 

@@ -207,9 +207,8 @@ class ServingTrial:
             "results made in inference mode": str(last.is_inference()),
             "graphs compiled": str(num_compiled()),
             "tensors returned by a pass": str(*returned),
-            "calls launched before one is read": str(max(unread, default=0)),
         }
-        return Counts(dict(launched), facts)
+        return Counts(dict(launched), facts, max(unread, default=0))
 
     def load_counts(self) -> Counts:
         """What loading once more launches."""
