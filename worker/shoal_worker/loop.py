@@ -12,7 +12,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Protocol
 
 from shoal.errors import InvalidRequest, PromptTooLong
@@ -89,7 +88,7 @@ class ServingLoop:
         self._clock = clock
         self._jobs: dict[str, OpenJob] = {}
         self._arriving: dict[str, Submit] = {}
-        self._arrivals: deque[Callable[[], None]] = deque()
+        self._arrivals: deque[tuple[Submit, float]] = deque()
         self._ended: deque[Sequence] = deque()
         self._streams: dict[Sequence, TextStream] = {}
         self._outbox: list[FromEngine] = []
@@ -110,11 +109,10 @@ class ServingLoop:
         # Claimed again after a lost lease: what is left of the first attempt goes.
         self.cancel(message.job_id, None)
         self._arriving[message.job_id] = message
-        take_in = partial(self._take_in, message, self._clock())
         if self._engine.runs_ahead and self._scheduler.num_running:
-            self._arrivals.append(take_in)
+            self._arrivals.append((message, self._clock()))
         else:
-            take_in()
+            self._take_in(message, self._clock())
 
     def cancel(self, job_id: str, index: int | None) -> None:
         """Stop one request, which then has an error for a result, or a whole job without any."""
@@ -155,7 +153,7 @@ class ServingLoop:
     def _do_what_can_wait(self) -> bool:
         """Take a job in or answer a sequence; whether there was any."""
         if self._arrivals:
-            self._arrivals.popleft()()
+            self._take_in(*self._arrivals.popleft())
         elif self._ended:
             self._conclude(self._ended.popleft())
         else:

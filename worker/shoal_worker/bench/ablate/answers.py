@@ -54,8 +54,8 @@ def difference(on: Counts, off: Counts) -> str | None:
         return f"operators launched: {on.num_launched:,} and {off.num_launched:,}"
     names = sorted(on.launched.keys() | off.launched.keys())
     differing = [n for n in names if on.launched.get(n, 0) != off.launched.get(n, 0)]
-    if not differing and on.most_unread != off.most_unread:
+    if differing:
+        return f"{len(differing)} operators on other inputs, such as {differing[0]}"
+    if on.most_unread != off.most_unread:
         return f"calls launched before one is read: {on.most_unread} and {off.most_unread}"
-    if not differing:
-        return None
-    return f"{len(differing)} operators on other inputs, such as {differing[0]}"
+    return None
